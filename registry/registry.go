@@ -1,0 +1,88 @@
+package registry
+
+import (
+	"context"
+	"errors"
+)
+
+// Errors that callers can test for with errors.Is.
+var (
+	// ErrInvalid is wrapped by every error about a record or key that breaks the rules; its text says which one
+	// and what to write instead.
+	ErrInvalid = errors.New("invalid")
+	// ErrSuperseded says that a newer incarnation of the same id has taken the key. The registration is over;
+	// it touched nothing of its successor.
+	ErrSuperseded = errors.New("superseded by a newer incarnation")
+	// ErrLeft says that the registration has left and cannot be used any more.
+	ErrLeft = errors.New("registration has left")
+	// ErrNotAdvertisable says that no address could be found that others can reach (loopback, wildcard, no port).
+	ErrNotAdvertisable = errors.New("address cannot be advertised")
+)
+
+// Registry is a store in which services register and are found. All methods may be called concurrently.
+type Registry interface {
+	// Register validates the instance, fills ID, Incarnation and RegisteredAt where they are empty, and begins to
+	// keep the record in the store. It does not wait for the store, so that a service starts while the store is
+	// away: see [Registration.State], or [WaitRegistered] for those who want to wait.
+	//
+	// The registration is kept until Leave is called, ctx ends (which leaves, within two seconds), or a newer
+	// incarnation supersedes it. Errors are about the instance and wrap ErrInvalid or ErrNotAdvertisable.
+	Register(ctx context.Context, in Instance) (Registration, error)
+
+	// Watch delivers the content of the scope and then every change, until ctx ends, whose error it returns.
+	// It never returns for another reason: when the store goes away it says so by an Update with Err and goes on
+	// trying. apply is called from one goroutine at a time and must not block for long.
+	Watch(ctx context.Context, scope Scope, apply func(Update)) error
+}
+
+// RegistrationState is how a registration stands with the store.
+type RegistrationState uint8
+
+// The states of a registration.
+const (
+	Registering RegistrationState = iota // not yet in the store
+	Registered                           // in the store, under a live lease as far as is known
+	Retrying                             // was in the store, is being put again; Err says why
+	Superseded                           // over: a newer incarnation has the key
+	Left                                 // over: it left
+)
+
+// Registration is one instance being kept in a registry. All methods may be called concurrently.
+type Registration interface {
+	// Instance is the record as it is being kept.
+	Instance() Instance
+	// State is the present state.
+	State() RegistrationState
+	// Err is the last error: nil when Registered, ErrSuperseded or ErrLeft when over.
+	Err() error
+	// Changed returns a channel that is closed at the next change of State, Err or Instance. To wait for a state
+	// without missing one, take the channel first and look at the state after.
+	Changed() <-chan struct{}
+	// Update changes the record (state, weight, metadata, …) and returns when the store holds it, when ctx ends,
+	// or when the registration is over (ErrSuperseded, ErrLeft). Service, ID and Incarnation cannot be changed.
+	// A change whose ctx ended is still kept and written as soon as possible.
+	Update(ctx context.Context, change func(*Instance)) error
+	// Leave deletes the record, if it is still ours, and ends the registration. It returns nil when the record is
+	// known to be gone or another's, else the error of the last attempt when ctx ends; the lease then removes it.
+	// Leaving twice is the same as leaving once.
+	Leave(ctx context.Context) error
+}
+
+// WaitRegistered waits until the registration is in the store. It returns the error of a registration that is over,
+// or ctx's error joined with the registration's last one.
+func WaitRegistered(ctx context.Context, r Registration) error {
+	for {
+		changed := r.Changed()
+		switch r.State() {
+		case Registered:
+			return nil
+		case Superseded, Left:
+			return r.Err()
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), r.Err())
+		}
+	}
+}
