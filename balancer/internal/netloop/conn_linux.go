@@ -1,0 +1,425 @@
+package netloop
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// conn is a socket of a loop. While it is idle, this record is all there is of it.
+type conn struct {
+	loop *loop
+	fd   int // -1 when closed
+
+	readable bool // the kernel may have something for us
+	writable bool
+	hangup   bool // the peer will send no more: what is readable now is the rest
+	broken   bool // error or both directions shut
+	serving  bool // a client connection in the hands of its handler
+	ahead    bool // the watched peer has sent bytes before its end of stream
+
+	reader, writer *coro // waiting for this connection
+	watcher        *coro // waiting for another one, but wants to know when this one's peer goes
+
+	readUntil, writeUntil int64 // ticks; zero is no deadline
+	idleUntil             int64 // for a connection nobody uses: close it then
+
+	handler Handler // of a client connection
+	parkKey any     // of a parked one
+	remote  netip.AddrPort
+}
+
+// event notes what epoll reports and readies those who wait for it.
+func (c *conn) event(ev uint32) {
+	if ev&unix.EPOLLIN != 0 {
+		c.readable = true
+	}
+	if ev&unix.EPOLLOUT != 0 {
+		c.writable = true
+	}
+	if ev&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		c.readable, c.hangup = true, true
+		if ev&(unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+			c.broken, c.writable = true, true
+		}
+		if c.watcher != nil {
+			c.watcher.wake()
+		}
+	}
+	if c.readable && c.reader != nil {
+		c.reader.wake()
+	}
+	if c.writable && c.writer != nil {
+		c.writer.wake()
+	}
+	if !c.readable {
+		return
+	}
+	switch {
+	case c.handler != nil && !c.serving:
+		c.serve1()
+	case c.parkKey != nil:
+		c.close()
+	}
+}
+
+// serve1 gives an idle client connection to a coroutine.
+func (c *conn) serve1() {
+	c.serving, c.idleUntil = true, 0
+	c.loop.serving.Add(1)
+	co := c.loop.spare()
+	co.conn = c
+	co.wake()
+}
+
+// serve runs the handler until the connection is idle or closed. It runs in a coroutine.
+func (c *conn) serve() {
+	defer func() {
+		c.serving = false
+		c.loop.serving.Add(-1)
+	}()
+	for {
+		idle := c.handler.Serve(c)
+		if c.fd < 0 {
+			return
+		}
+		if idle <= 0 || c.broken {
+			c.close()
+			return
+		}
+		if !c.readable {
+			c.readUntil, c.writeUntil = 0, 0
+			c.idleUntil = c.loop.tick + int64(idle)
+			if c.loop.engine.closeIdle.Load() {
+				c.close()
+			}
+			return
+		}
+	}
+}
+
+func (c *conn) Loop() Loop             { return c.loop }
+func (c *conn) Remote() netip.AddrPort { return c.remote }
+
+// Read implements net.Conn. A read that returns less than asked for has emptied the socket: the next one waits for an
+// edge instead of paying for an EAGAIN.
+func (c *conn) Read(b []byte) (int, error) { return c.read(b, nil) }
+
+// ReadWatching implements [Conn].
+func (c *conn) ReadWatching(b []byte, other Conn) (int, error) {
+	return c.read(b, other.(*conn))
+}
+
+func (c *conn) read(b []byte, other *conn) (int, error) {
+	for {
+		if c.fd < 0 {
+			return 0, net.ErrClosed
+		}
+		if len(b) == 0 {
+			return 0, nil
+		}
+		if c.readable {
+			n, _, e := unix.RawSyscall(unix.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+			switch {
+			case e == 0 && n == 0:
+				return 0, io.EOF // stays readable
+			case e == 0:
+				// After a hangup there will be no more edges: only the end of stream tells that all is read.
+				c.readable = int(n) == len(b) || c.hangup
+				return int(n), nil
+			case e == unix.EINTR:
+				continue
+			case e != unix.EAGAIN:
+				return 0, e
+			}
+			c.readable = false
+		}
+		if other != nil && other.gone() {
+			return 0, ErrPeerGone
+		}
+		if c.readUntil != 0 && c.loop.tick > c.readUntil {
+			return 0, os.ErrDeadlineExceeded
+		}
+		c.reader = c.loop.running
+		if other != nil {
+			other.watcher = c.loop.running
+		}
+		c.loop.park()
+		c.reader = nil
+		if other != nil {
+			other.watcher = nil
+		}
+	}
+}
+
+// gone reports whether the peer has closed without having sent anything that was not read yet.
+func (c *conn) gone() bool {
+	switch {
+	case c.fd < 0 || c.broken:
+		return true
+	case !c.hangup || c.ahead:
+		return false
+	}
+	var b [1]byte
+	n, _, err := unix.Recvfrom(c.fd, b[:], unix.MSG_PEEK)
+	c.ahead = err == nil && n > 0
+	return !c.ahead
+}
+
+// Write implements net.Conn: it returns when all of b is with the kernel.
+func (c *conn) Write(b []byte) (int, error) {
+	done := 0
+	for {
+		if c.fd < 0 {
+			return done, net.ErrClosed
+		}
+		if done == len(b) {
+			return done, nil
+		}
+		if c.writable {
+			n, _, e := unix.RawSyscall(unix.SYS_WRITE, uintptr(c.fd), uintptr(unsafe.Pointer(&b[done])), uintptr(len(b)-done))
+			switch {
+			case e == 0:
+				done += int(n)
+				continue
+			case e == unix.EINTR:
+				continue
+			case e != unix.EAGAIN:
+				return done, e
+			}
+			c.writable = false
+		}
+		if err := c.waitWritable(); err != nil {
+			return done, err
+		}
+	}
+}
+
+// waitWritable parks until there is an edge or the deadline has passed.
+func (c *conn) waitWritable() error {
+	if c.writeUntil != 0 && c.loop.tick > c.writeUntil {
+		return os.ErrDeadlineExceeded
+	}
+	c.writer = c.loop.running
+	c.loop.park()
+	c.writer = nil
+	return nil
+}
+
+// Close implements net.Conn. Whoever waits for the connection gets net.ErrClosed.
+func (c *conn) Close() error {
+	if c.fd < 0 {
+		return net.ErrClosed
+	}
+	c.close()
+	return nil
+}
+
+func (c *conn) close() {
+	if c.fd >= 0 {
+		fd := c.fd
+		c.forget()
+		unix.Close(fd)
+	}
+}
+
+// forget takes the connection out of the loop's books.
+func (c *conn) forget() {
+	l := c.loop
+	l.conns[c.fd] = nil
+	c.fd = -1
+	if c.handler != nil {
+		l.clients.Add(-1)
+	}
+	if c.parkKey != nil {
+		l.parked[c.parkKey].remove(c)
+		c.parkKey = nil
+	}
+	for _, co := range []*coro{c.reader, c.writer, c.watcher} {
+		if co != nil {
+			co.wake()
+		}
+	}
+}
+
+// CloseWrite implements [Conn].
+func (c *conn) CloseWrite() error {
+	if c.fd < 0 {
+		return net.ErrClosed
+	}
+	return unix.Shutdown(c.fd, unix.SHUT_WR)
+}
+
+// Abort implements [Conn].
+func (c *conn) Abort() {
+	if c.fd >= 0 {
+		unix.SetsockoptLinger(c.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		c.close()
+	}
+}
+
+// Detach implements [Conn].
+func (c *conn) Detach() (net.Conn, error) {
+	if c.fd < 0 {
+		return nil, net.ErrClosed
+	}
+	fd := c.fd
+	if err := unix.EpollCtl(c.loop.ep, unix.EPOLL_CTL_DEL, fd, nil); err != nil {
+		return nil, err
+	}
+	c.forget()
+	f := os.NewFile(uintptr(fd), "detached")
+	defer f.Close() // net.FileConn works on a duplicate
+	return net.FileConn(f)
+}
+
+// LocalAddr implements net.Conn.
+func (c *conn) LocalAddr() net.Addr {
+	if c.fd < 0 {
+		return nil
+	}
+	sa, err := unix.Getsockname(c.fd)
+	if err != nil {
+		return nil
+	}
+	return netAddr(addrPort(sa))
+}
+
+// RemoteAddr implements net.Conn.
+func (c *conn) RemoteAddr() net.Addr { return netAddr(c.remote) }
+
+func netAddr(a netip.AddrPort) net.Addr {
+	if !a.IsValid() {
+		return &net.UnixAddr{Net: "unix"}
+	}
+	return net.TCPAddrFromAddrPort(a)
+}
+
+// SetDeadline implements net.Conn.
+func (c *conn) SetDeadline(t time.Time) error {
+	c.SetReadDeadline(t)
+	return c.SetWriteDeadline(t)
+}
+
+// SetReadDeadline implements net.Conn.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	c.readUntil = c.loop.ticks(t)
+	return nil
+}
+
+// SetWriteDeadline implements net.Conn.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	c.writeUntil = c.loop.ticks(t)
+	return nil
+}
+
+// ticks converts a deadline; a time before the loop's start is the earliest there is.
+func (l *loop) ticks(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return max(1, int64(t.Sub(l.start)))
+}
+
+// Dial implements [Loop].
+func (l *loop) Dial(address netip.AddrPort, timeout time.Duration) (Conn, error) {
+	c, err := l.dial(address, timeout)
+	if err != nil {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: netAddr(address), Err: err}
+	}
+	return c, nil
+}
+
+func (l *loop) dial(address netip.AddrPort, timeout time.Duration) (*conn, error) {
+	if l.stopping {
+		return nil, net.ErrClosed
+	}
+	domain, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(address.Port()), Addr: address.Addr().As16()})
+	if address.Addr().Unmap().Is4() {
+		domain, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(address.Port()), Addr: address.Addr().Unmap().As4()}
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	if err := unix.Connect(fd, sa); err != nil && err != unix.EINPROGRESS {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("connect", err)
+	}
+	c, err := l.add(fd)
+	if err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("epoll_ctl", err)
+	}
+	c.remote = address
+	c.writeUntil = l.tick + int64(timeout)
+	for !c.writable && err == nil {
+		err = c.waitWritable()
+		if c.fd < 0 {
+			return nil, net.ErrClosed
+		}
+	}
+	c.writeUntil = 0
+	if err == nil {
+		var code int
+		if code, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR); err == nil && code != 0 {
+			err = os.NewSyscallError("connect", syscall.Errno(code))
+		}
+	}
+	if err != nil {
+		c.close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// parked are the idle connections under one key, the youngest last.
+type parked struct{ conns []*conn }
+
+func (p *parked) remove(c *conn) {
+	for i := len(p.conns) - 1; i >= 0; i-- {
+		if p.conns[i] == c {
+			p.conns = append(p.conns[:i], p.conns[i+1:]...)
+			return
+		}
+	}
+}
+
+// Park implements [Loop].
+func (l *loop) Park(key any, other Conn, ttl time.Duration) {
+	c := other.(*conn)
+	if c.fd < 0 {
+		return
+	}
+	if c.readable || c.hangup || l.stopping || ttl <= 0 {
+		c.close()
+		return
+	}
+	p := l.parked[key]
+	if p == nil {
+		p = &parked{}
+		l.parked[key] = p
+	}
+	p.conns = append(p.conns, c)
+	c.parkKey = key
+	c.readUntil, c.writeUntil = 0, 0
+	c.idleUntil = l.tick + int64(ttl)
+}
+
+// Reuse implements [Loop].
+func (l *loop) Reuse(key any) Conn {
+	p := l.parked[key]
+	if p == nil || len(p.conns) == 0 {
+		return nil
+	}
+	c := p.conns[len(p.conns)-1]
+	p.conns = p.conns[:len(p.conns)-1]
+	c.parkKey, c.idleUntil = nil, 0
+	return c
+}

@@ -1,0 +1,461 @@
+package netloop
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// goroutines is the portable engine: a goroutine per connection over package net. Its loops are only shards that
+// hold parked connections.
+type goroutines struct {
+	Options
+	all       []*shard
+	next      atomic.Int64
+	running   chan struct{} // closed when Run begins
+	closeIdle atomic.Bool
+	serving   atomic.Int64
+	wg        sync.WaitGroup
+
+	mu        sync.Mutex
+	stopped   bool
+	listeners map[*goListener]struct{}
+	conns     map[*goConn]struct{} // every open connection; the value of idle is under mu too
+	clients   int
+}
+
+func newGoroutines(o Options) Engine {
+	e := &goroutines{
+		Options: o, running: make(chan struct{}),
+		listeners: map[*goListener]struct{}{}, conns: map[*goConn]struct{}{},
+	}
+	for i := range o.Loops {
+		e.all = append(e.all, &shard{engine: e, index: i, parked: map[any][]*goConn{}})
+	}
+	return e
+}
+
+func (e *goroutines) Name() string { return Goroutines }
+
+func (e *goroutines) Run(ctx context.Context) error {
+	close(e.running)
+	sweep := time.NewTicker(time.Second)
+	defer sweep.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-sweep.C:
+			for _, s := range e.all {
+				s.dropStale()
+			}
+		case <-ctx.Done():
+		}
+	}
+	e.mu.Lock()
+	e.stopped = true
+	for ln := range e.listeners {
+		ln.net.Close()
+	}
+	for c := range e.conns {
+		c.net.Close()
+	}
+	e.mu.Unlock()
+	e.wg.Wait()
+	return nil
+}
+
+func (e *goroutines) CloseIdle() {
+	e.closeIdle.Store(true)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for c := range e.conns {
+		if c.idle {
+			c.net.SetReadDeadline(past)
+		}
+	}
+}
+
+func (e *goroutines) Connections() (open, serving int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.clients, int(e.serving.Load())
+}
+
+// past interrupts a read.
+var past = time.Unix(1, 0)
+
+type goListener struct {
+	engine *goroutines
+	net    net.Listener
+}
+
+func (l *goListener) Addr() net.Addr { return l.net.Addr() }
+
+func (l *goListener) Close() error {
+	l.engine.mu.Lock()
+	delete(l.engine.listeners, l)
+	l.engine.mu.Unlock()
+	return l.net.Close()
+}
+
+func (e *goroutines) Listen(ln net.Listener, h Handler) (Listener, error) {
+	l := &goListener{e, ln}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.stopped {
+		ln.Close()
+		return nil, net.ErrClosed
+	}
+	e.listeners[l] = struct{}{}
+	e.wg.Go(func() { e.accept(l, h) })
+	return l, nil
+}
+
+func (e *goroutines) accept(l *goListener, h Handler) {
+	<-e.running
+	for {
+		nc, err := l.net.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // out of descriptors, most likely
+			time.Sleep(2 * Tick)
+			continue
+		}
+		c := &goConn{net: nc, shard: e.all[int(e.next.Add(1))%len(e.all)]}
+		if ap, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
+			c.remote = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+		}
+		if !e.add(c, true) {
+			return
+		}
+		e.wg.Go(func() { c.serve(h) })
+	}
+}
+
+// add puts a connection into the books, or closes it when the engine has stopped.
+func (e *goroutines) add(c *goConn, client bool) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.stopped {
+		c.net.Close()
+		return false
+	}
+	e.conns[c] = struct{}{}
+	c.client = client
+	if client {
+		e.clients++
+	}
+	return true
+}
+
+// shard is a loop of the goroutines engine.
+type shard struct {
+	engine *goroutines
+	index  int
+
+	mu     sync.Mutex
+	parked map[any][]*goConn
+}
+
+var buffers = sync.Pool{New: func() any { return new([BufferSize]byte) }}
+
+func (s *shard) Index() int     { return s.index }
+func (s *shard) Now() time.Time { return time.Now() }
+func (s *shard) Buffer() []byte { return buffers.Get().(*[BufferSize]byte)[:] }
+
+func (s *shard) Free(b []byte) {
+	if cap(b) == BufferSize {
+		buffers.Put((*[BufferSize]byte)(b[:BufferSize]))
+	}
+}
+
+type goTask chan struct{}
+
+func (t goTask) Wait() { <-t }
+
+func (s *shard) Go(fn func()) Task {
+	t := make(goTask)
+	s.engine.wg.Go(func() {
+		defer close(t)
+		defer s.report()
+		fn()
+	})
+	return t
+}
+
+func (s *shard) report() {
+	if v := recover(); v != nil {
+		s.engine.Panic(v, debug.Stack())
+	}
+}
+
+func (s *shard) Dial(address netip.AddrPort, timeout time.Duration) (Conn, error) {
+	nc, err := net.DialTimeout("tcp", address.String(), timeout)
+	if err != nil {
+		return nil, err
+	}
+	c := &goConn{net: nc, shard: s, remote: address}
+	if !s.engine.add(c, false) {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+
+func (s *shard) Park(key any, other Conn, ttl time.Duration) {
+	c := other.(*goConn)
+	if c.closed.Load() || ttl <= 0 || len(c.pending) > 0 {
+		c.Close()
+		return
+	}
+	c.readUntil = time.Time{}
+	c.net.SetDeadline(time.Now().Add(ttl))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.parked[key] = append(s.parked[key], c)
+	c.watcher = c.watch(func(*watcher) { s.drop(key, c) })
+}
+
+// drop closes a parked connection whose peer said something, or whose time is over.
+func (s *shard) drop(key any, c *goConn) {
+	s.mu.Lock()
+	list := s.parked[key]
+	for i, x := range list {
+		if x == c {
+			s.parked[key] = append(list[:i:i], list[i+1:]...)
+			s.mu.Unlock()
+			c.Close()
+			return
+		}
+	}
+	s.mu.Unlock()
+}
+
+func (s *shard) Reuse(key any) Conn {
+	for {
+		s.mu.Lock()
+		list := s.parked[key]
+		if len(list) == 0 {
+			s.mu.Unlock()
+			return nil
+		}
+		c := list[len(list)-1]
+		s.parked[key] = list[:len(list)-1]
+		s.mu.Unlock()
+		if ended := c.watcher.stop(); !ended && len(c.pending) == 0 {
+			c.net.SetDeadline(time.Time{})
+			return c
+		}
+		c.Close()
+	}
+}
+
+func (s *shard) dropStale() {
+	s.mu.Lock()
+	var gone []*goConn
+	for key, list := range s.parked {
+		if s.engine.Stale != nil && s.engine.Stale(key) {
+			gone = append(gone, list...)
+			list = nil
+		}
+		if len(list) == 0 {
+			delete(s.parked, key)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range gone {
+		c.watcher.stop()
+		c.Close()
+	}
+}
+
+// goConn is a connection of the goroutines engine.
+type goConn struct {
+	net    net.Conn
+	shard  *shard
+	remote netip.AddrPort
+	client bool
+	idle   bool // under engine.mu
+	closed atomic.Bool
+
+	pending   []byte // read ahead, at most one byte
+	one       [1]byte
+	readUntil time.Time
+	watcher   *watcher    // of a parked connection
+	stopping  atomic.Bool // the watcher is being stopped
+}
+
+// serve is the life of a client connection.
+func (c *goConn) serve(h Handler) {
+	e := c.shard.engine
+	defer c.Close()
+	defer c.shard.report()
+	for idle := e.FirstByte; idle > 0; {
+		if !c.waitRequest(idle) {
+			return
+		}
+		c.SetDeadline(time.Time{})
+		idle = c.handle(h)
+	}
+}
+
+func (c *goConn) handle(h Handler) time.Duration {
+	c.shard.engine.serving.Add(1)
+	defer c.shard.engine.serving.Add(-1)
+	return h.Serve(c)
+}
+
+// waitRequest waits until there is something to read.
+func (c *goConn) waitRequest(idle time.Duration) bool {
+	if len(c.pending) > 0 {
+		return true
+	}
+	e := c.shard.engine
+	e.mu.Lock()
+	c.idle = true
+	c.net.SetReadDeadline(time.Now().Add(idle))
+	if e.closeIdle.Load() {
+		c.net.SetReadDeadline(past)
+	}
+	e.mu.Unlock()
+	n, _ := c.net.Read(c.one[:])
+	e.mu.Lock()
+	c.idle = false
+	e.mu.Unlock()
+	c.pending = c.one[:n]
+	return n > 0
+}
+
+// watcher reads one byte ahead of its connection's owner.
+type watcher struct {
+	conn  *goConn
+	done  chan struct{}
+	ended bool // end of stream, or an error that is not a deadline; valid after done
+}
+
+// watch starts a watcher; it calls then with its outcome, unless it was stopped by stop.
+func (c *goConn) watch(then func(w *watcher)) *watcher {
+	w := &watcher{conn: c, done: make(chan struct{})}
+	c.stopping.Store(false)
+	c.shard.engine.wg.Go(func() {
+		n, err := c.net.Read(c.one[:])
+		c.pending = c.one[:n]
+		w.ended = err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
+		close(w.done)
+		if !c.stopping.Load() {
+			then(w)
+		}
+	})
+	return w
+}
+
+// stop ends the watcher and reports whether the stream had ended.
+func (w *watcher) stop() (ended bool) {
+	w.conn.stopping.Store(true)
+	w.conn.net.SetReadDeadline(past)
+	<-w.done
+	return w.ended
+}
+
+// Read implements net.Conn.
+func (c *goConn) Read(b []byte) (int, error) {
+	if len(c.pending) == 0 || len(b) == 0 {
+		return c.net.Read(b)
+	}
+	n := copy(b, c.pending)
+	c.pending = c.pending[n:]
+	return n, nil
+}
+
+// ReadWatching implements [Conn].
+func (c *goConn) ReadWatching(b []byte, other Conn) (int, error) {
+	o := other.(*goConn)
+	if len(o.pending) > 0 || len(c.pending) > 0 {
+		return c.Read(b)
+	}
+	w := o.watch(func(w *watcher) {
+		if w.ended {
+			c.net.SetReadDeadline(past)
+		}
+	})
+	n, err := c.net.Read(b)
+	gone := w.stop()
+	o.net.SetReadDeadline(o.readUntil)
+	if gone && n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+		return 0, ErrPeerGone
+	}
+	return n, err
+}
+
+func (c *goConn) Write(b []byte) (int, error) { return c.net.Write(b) }
+
+// Close implements net.Conn.
+func (c *goConn) Close() error {
+	if c.closed.Swap(true) {
+		return net.ErrClosed
+	}
+	e := c.shard.engine
+	e.mu.Lock()
+	delete(e.conns, c)
+	if c.client {
+		e.clients--
+	}
+	e.mu.Unlock()
+	return c.net.Close()
+}
+
+// CloseWrite implements [Conn].
+func (c *goConn) CloseWrite() error {
+	if w, ok := c.net.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// Abort implements [Conn].
+func (c *goConn) Abort() {
+	if t, ok := c.net.(*net.TCPConn); ok {
+		t.SetLinger(0)
+	}
+	c.Close()
+}
+
+// Detach implements [Conn].
+func (c *goConn) Detach() (net.Conn, error) {
+	if c.closed.Swap(true) {
+		return nil, net.ErrClosed
+	}
+	e := c.shard.engine
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.conns, c)
+	if c.client {
+		e.clients--
+	}
+	return c.net, c.net.SetDeadline(time.Time{})
+}
+
+// SetDeadline implements net.Conn.
+func (c *goConn) SetDeadline(t time.Time) error {
+	c.readUntil = t
+	return c.net.SetDeadline(t)
+}
+
+// SetReadDeadline implements net.Conn.
+func (c *goConn) SetReadDeadline(t time.Time) error {
+	c.readUntil = t
+	return c.net.SetReadDeadline(t)
+}
+
+// SetWriteDeadline implements net.Conn.
+func (c *goConn) SetWriteDeadline(t time.Time) error { return c.net.SetWriteDeadline(t) }
+
+func (c *goConn) Loop() Loop             { return c.shard }
+func (c *goConn) Remote() netip.AddrPort { return c.remote }
+func (c *goConn) LocalAddr() net.Addr    { return c.net.LocalAddr() }
+func (c *goConn) RemoteAddr() net.Addr   { return c.net.RemoteAddr() }

@@ -1,0 +1,611 @@
+package netloop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"net/netip"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const haveEpoll = true
+
+// loops is the engine of epoll loops.
+type loops struct {
+	Options
+	all []*loop
+	// listening counts listeners, to spread them over the loops that accept for them.
+	listening atomic.Int32
+	closeIdle atomic.Bool
+}
+
+func newLoops(o Options) (Engine, error) {
+	e := &loops{Options: o}
+	for i := range o.Loops {
+		l, err := newLoop(e, i)
+		if err != nil {
+			for _, l := range e.all {
+				l.free()
+			}
+			return nil, err
+		}
+		e.all = append(e.all, l)
+	}
+	return e, nil
+}
+
+func (e *loops) Name() string { return Loops }
+
+// Run raises GOMAXPROCS above the number of loops by two: a loop that waits in epoll gives its P away, and with too few
+// of them the runtime keeps taking it back, which costs a third of the throughput.
+func (e *loops) Run(ctx context.Context) error {
+	if want := len(e.all) + 2; runtime.GOMAXPROCS(0) < want {
+		runtime.GOMAXPROCS(want)
+	}
+	var wg sync.WaitGroup
+	for _, l := range e.all {
+		wg.Go(l.run)
+	}
+	<-ctx.Done()
+	for _, l := range e.all {
+		l.post(func() { l.stopping = true })
+	}
+	wg.Wait()
+	return nil
+}
+
+func (e *loops) CloseIdle() {
+	e.closeIdle.Store(true)
+	for _, l := range e.all {
+		l.post(l.dropIdle)
+	}
+}
+
+func (e *loops) Connections() (open, serving int) {
+	for _, l := range e.all {
+		open += int(l.clients.Load())
+		serving += int(l.serving.Load())
+	}
+	return open, serving
+}
+
+// Listen gives the socket to one of the loops, which accepts for all: each new connection goes to the loop with the
+// fewest, so that the split does not depend on the kernel's hashing.
+func (e *loops) Listen(ln net.Listener, h Handler) (Listener, error) {
+	defer ln.Close()
+	sc, ok := ln.(syscall.Conn)
+	if !ok {
+		return nil, fmt.Errorf("netloop: cannot take over a %T", ln)
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd, dupErr := -1, error(nil)
+	if err := raw.Control(func(p uintptr) { fd, dupErr = unix.FcntlInt(p, unix.F_DUPFD_CLOEXEC, 3) }); err != nil {
+		return nil, err
+	}
+	if dupErr != nil {
+		return nil, dupErr
+	}
+	if u, ok := ln.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+	}
+	l := e.all[int(e.listening.Add(1)-1)%len(e.all)]
+	s := &listener{loop: l, fd: fd, addr: ln.Addr(), handler: h}
+	l.post(func() { l.addListener(s) })
+	return s, nil
+}
+
+// listener is a listening socket of a loop.
+type listener struct {
+	loop    *loop
+	fd      int
+	addr    net.Addr
+	handler Handler
+	paused  bool // out of descriptors; looked at again at the next tick
+	closed  atomic.Bool
+}
+
+func (s *listener) Addr() net.Addr { return s.addr }
+
+func (s *listener) Close() error {
+	if s.closed.Swap(true) {
+		return net.ErrClosed
+	}
+	done := make(chan struct{})
+	s.loop.post(func() { s.loop.dropListener(s); close(done) })
+	select {
+	case <-done:
+	case <-s.loop.dead:
+	}
+	return nil
+}
+
+// loop is one event loop. Only the fields marked shared may be touched from outside its thread.
+type loop struct {
+	engine *loops
+	index  int
+	ep     int
+	wakeFD int
+	start  time.Time
+	now    time.Time
+	tick   int64 // nanoseconds since start at the last wake, never zero
+	swept  int64
+
+	conns     []*conn // by descriptor
+	listeners []*listener
+	parked    map[any]*parked
+
+	ready    []*coro // to be resumed in this round
+	running  *coro
+	coros    spares[*coro]
+	buffers  spares[[]byte]
+	stopping bool
+
+	clients atomic.Int64 // shared: open client connections, those on their way to this loop included
+	serving atomic.Int64 // shared: of those, being served
+	dead    chan struct{}
+
+	mu     sync.Mutex
+	posted []func() // shared, under mu
+	woken  bool     // shared, under mu: a wake is under way
+}
+
+func newLoop(e *loops, index int) (*loop, error) {
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("epoll_create: %w", err)
+	}
+	wake, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err == nil {
+		err = unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(wake)})
+	}
+	if err != nil {
+		unix.Close(ep)
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	now := time.Now()
+	return &loop{
+		engine: e, index: index, ep: ep, wakeFD: wake, start: now, now: now, tick: 1,
+		parked: map[any]*parked{}, dead: make(chan struct{}),
+	}, nil
+}
+
+func (l *loop) free() {
+	unix.Close(l.ep)
+	unix.Close(l.wakeFD)
+}
+
+func (l *loop) Index() int     { return l.index }
+func (l *loop) Now() time.Time { return l.now }
+
+// post has fn run on the loop's thread, soon. It may be called from anywhere.
+func (l *loop) post(fn func()) {
+	l.mu.Lock()
+	l.posted = append(l.posted, fn)
+	wake := !l.woken
+	l.woken = true
+	l.mu.Unlock()
+	if wake {
+		one := [8]byte{1}
+		unix.Write(l.wakeFD, one[:])
+	}
+}
+
+func (l *loop) takePosted() {
+	var b [8]byte
+	unix.Read(l.wakeFD, b[:])
+	l.mu.Lock()
+	fns := l.posted
+	l.posted, l.woken = nil, false
+	l.mu.Unlock()
+	for _, fn := range fns {
+		fn()
+	}
+}
+
+// run is the loop. Each round marks what the kernel reports on the connections, then resumes the coroutines that can go
+// on. Nothing is closed while events are being marked, so an event never meets another connection under the same number.
+func (l *loop) run() {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer l.shutdown()
+	events := make([]unix.EpollEvent, 256)
+	for !l.stopping {
+		n := l.wait(events)
+		l.now = time.Now()
+		l.tick = max(1, int64(l.now.Sub(l.start)))
+		wake := false
+		for i := range events[:n] {
+			if fd := int(events[i].Fd); fd == l.wakeFD {
+				wake = true
+			} else if fd < len(l.conns) && l.conns[fd] != nil {
+				l.conns[fd].event(events[i].Events)
+			} else {
+				l.accept(fd)
+			}
+		}
+		if wake {
+			l.takePosted()
+		}
+		l.resume()
+		if l.tick-l.swept >= int64(Tick) {
+			l.sweep()
+			l.resume()
+		}
+	}
+}
+
+// wait asks for events, first without blocking and without the runtime's bookkeeping; only when there are none does it
+// wait through the runtime, which then gives this loop's P to others. (A blocking raw call would hold up the collector.)
+func (l *loop) wait(events []unix.EpollEvent) int {
+	n, _, _ := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
+	if int(n) > 0 {
+		return int(n)
+	}
+	timeout := -1
+	if len(l.conns) > 0 || len(l.listeners) > 0 {
+		timeout = int(Tick / time.Millisecond)
+	}
+	k, err := unix.EpollWait(l.ep, events, timeout)
+	if err != nil {
+		return 0 // EINTR
+	}
+	return k
+}
+
+// resume runs the ready coroutines until none is left.
+func (l *loop) resume() {
+	for i := 0; i < len(l.ready); i++ {
+		co := l.ready[i]
+		co.queued = false
+		l.running = co
+		co.next()
+	}
+	l.running = nil
+	clear(l.ready)
+	l.ready = l.ready[:0]
+}
+
+// shutdown closes everything and lets every coroutine come to its end: each wait now fails at once.
+func (l *loop) shutdown() {
+	l.stopping = true
+	for _, s := range l.listeners {
+		unix.Close(s.fd)
+	}
+	l.listeners = nil
+	for again := true; again; {
+		again = false
+		for _, c := range l.conns {
+			if c != nil {
+				c.close()
+				again = true
+			}
+		}
+		l.resume()
+	}
+	for _, co := range l.coros.all() {
+		co.stop()
+	}
+	l.takePosted() // connections handed over at the last moment are closed there
+	close(l.dead)
+	l.free()
+}
+
+// accept takes what waits on a listening socket.
+func (l *loop) accept(fd int) {
+	for _, s := range l.listeners {
+		if s.fd != fd {
+			continue
+		}
+		for range 128 {
+			nfd, sa, err := unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+			switch {
+			case err == nil:
+				to := l.lightest()
+				to.clients.Add(1)
+				if to == l {
+					l.adopt(nfd, sa, s.handler)
+				} else {
+					to.post(func() { to.adopt(nfd, sa, s.handler) })
+				}
+			case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
+				s.paused = true
+				unix.EpollCtl(l.ep, unix.EPOLL_CTL_DEL, fd, nil)
+				return
+			case errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.EINTR):
+			default:
+				return // EAGAIN
+			}
+		}
+	}
+}
+
+// lightest is the loop with the fewest clients; this one, if it has no more than another.
+func (l *loop) lightest() *loop {
+	best, least := l, l.clients.Load()
+	for _, o := range l.engine.all {
+		if n := o.clients.Load(); n < least {
+			best, least = o, n
+		}
+	}
+	return best
+}
+
+// adopt begins to look after a client connection that is already counted in l.clients.
+func (l *loop) adopt(fd int, sa unix.Sockaddr, h Handler) {
+	if l.stopping {
+		unix.Close(fd)
+		l.clients.Add(-1)
+		return
+	}
+	c, err := l.add(fd)
+	if err != nil {
+		unix.Close(fd)
+		l.clients.Add(-1)
+		return
+	}
+	c.remote, c.handler = addrPort(sa), h
+	c.idleUntil = l.tick + int64(l.engine.FirstByte)
+}
+
+// add registers a socket, once and for all: edge-triggered, both directions.
+func (l *loop) add(fd int) (*conn, error) {
+	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // fails on unix sockets, which need none
+	const events = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff
+	if err := unix.EpollCtl(l.ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)}); err != nil {
+		return nil, err
+	}
+	for len(l.conns) <= fd {
+		l.conns = append(l.conns, nil)
+	}
+	c := &conn{loop: l, fd: fd}
+	l.conns[fd] = c
+	return c, nil
+}
+
+func (l *loop) addListener(s *listener) {
+	if l.stopping || s.closed.Load() {
+		unix.Close(s.fd)
+		return
+	}
+	unix.SetNonblock(s.fd, true)
+	l.listeners = append(l.listeners, s)
+	unix.EpollCtl(l.ep, unix.EPOLL_CTL_ADD, s.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(s.fd)})
+}
+
+func (l *loop) dropListener(s *listener) {
+	for i, x := range l.listeners {
+		if x == s {
+			l.listeners = append(l.listeners[:i], l.listeners[i+1:]...)
+			unix.Close(s.fd)
+			return
+		}
+	}
+}
+
+// dropIdle closes the client connections that wait for a request and have none under way.
+func (l *loop) dropIdle() {
+	for _, c := range l.conns {
+		if c != nil && c.handler != nil && !c.serving && !c.readable {
+			c.close()
+		}
+	}
+}
+
+// sweep enforces deadlines and lets go of what is no longer used.
+func (l *loop) sweep() {
+	second := l.swept/int64(time.Second) != l.tick/int64(time.Second)
+	l.swept = l.tick
+	for _, s := range l.listeners {
+		if s.paused {
+			s.paused = false
+			unix.EpollCtl(l.ep, unix.EPOLL_CTL_ADD, s.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(s.fd)})
+		}
+	}
+	for _, c := range l.conns {
+		if c == nil {
+			continue
+		}
+		if c.readUntil != 0 && l.tick > c.readUntil && c.reader != nil {
+			c.reader.wake()
+		}
+		if c.writeUntil != 0 && l.tick > c.writeUntil && c.writer != nil {
+			c.writer.wake()
+		}
+		if c.idleUntil != 0 && l.tick > c.idleUntil {
+			c.close()
+		}
+	}
+	if !second {
+		return
+	}
+	for key, p := range l.parked {
+		if l.engine.Stale != nil && l.engine.Stale(key) {
+			for len(p.conns) > 0 {
+				p.conns[len(p.conns)-1].close()
+			}
+		}
+		if len(p.conns) == 0 {
+			delete(l.parked, key)
+		}
+	}
+	for _, co := range l.coros.shrink() {
+		co.stop()
+	}
+	l.buffers.shrink()
+}
+
+// coro is a coroutine of a loop: it runs jobs, one after the other, and is spare between them.
+type coro struct {
+	loop   *loop
+	next   func() (struct{}, bool)
+	stop   func()
+	yield  func(struct{}) bool
+	queued bool
+
+	conn *conn // the job: serve this connection,
+	task *task // or run this function
+}
+
+// task is a function running beside its starter.
+type task struct {
+	fn     func()
+	done   bool
+	waiter *coro
+}
+
+// Go implements [Loop].
+func (l *loop) Go(fn func()) Task {
+	t := &task{fn: fn}
+	co := l.spare()
+	co.task = t
+	co.wake()
+	return waiting{l, t}
+}
+
+// waiting is a task as its starter sees it.
+type waiting struct {
+	loop *loop
+	task *task
+}
+
+// Wait implements [Task].
+func (w waiting) Wait() {
+	for !w.task.done {
+		w.task.waiter = w.loop.running
+		w.loop.park()
+		w.task.waiter = nil
+	}
+}
+
+// spare takes a coroutine that has no job.
+func (l *loop) spare() *coro {
+	if co, ok := l.coros.take(); ok {
+		return co
+	}
+	co := &coro{loop: l}
+	co.next, co.stop = iter.Pull(func(yield func(struct{}) bool) {
+		co.yield = yield
+		for {
+			co.job()
+			co.conn, co.task = nil, nil
+			l.coros.give(co)
+			if !yield(struct{}{}) {
+				return
+			}
+		}
+	})
+	return co
+}
+
+// job runs the coroutine's job. A panic ends the job and its connection, nothing else.
+func (co *coro) job() {
+	defer func() {
+		if v := recover(); v != nil {
+			co.loop.engine.Panic(v, debug.Stack())
+			if co.conn != nil {
+				co.conn.close()
+			}
+		}
+		if t := co.task; t != nil {
+			t.done = true
+			if t.waiter != nil {
+				t.waiter.wake()
+			}
+		}
+	}()
+	if co.task != nil {
+		co.task.fn()
+		return
+	}
+	co.conn.serve()
+}
+
+// wake has the coroutine resumed in this round.
+func (co *coro) wake() {
+	if !co.queued {
+		co.queued = true
+		co.loop.ready = append(co.loop.ready, co)
+	}
+}
+
+// park gives the thread back to the loop until the running coroutine is woken.
+func (l *loop) park() {
+	co := l.running
+	co.yield(struct{}{})
+}
+
+// Buffer implements [Loop].
+func (l *loop) Buffer() []byte {
+	if b, ok := l.buffers.take(); ok {
+		return b
+	}
+	return make([]byte, BufferSize)
+}
+
+// Free implements [Loop].
+func (l *loop) Free(b []byte) {
+	if cap(b) == BufferSize {
+		l.buffers.give(b[:BufferSize])
+	}
+}
+
+// spares is a stack of things that can be used again. It remembers how many were never needed since the last shrink.
+type spares[T any] struct {
+	stack  []T
+	unused int
+}
+
+func (s *spares[T]) take() (v T, ok bool) {
+	k := len(s.stack) - 1
+	if k < 0 {
+		return v, false
+	}
+	v = s.stack[k]
+	var zero T
+	s.stack[k] = zero
+	s.stack = s.stack[:k]
+	s.unused = min(s.unused, k)
+	return v, true
+}
+
+func (s *spares[T]) give(v T) { s.stack = append(s.stack, v) }
+
+func (s *spares[T]) all() []T { return s.stack }
+
+// shrink gives up half of what was not needed since the last call, and returns it.
+func (s *spares[T]) shrink() []T {
+	n := (s.unused + 1) / 2
+	if n > len(s.stack) {
+		n = len(s.stack)
+	}
+	gone := append([]T(nil), s.stack[:n]...)
+	rest := append([]T(nil), s.stack[n:]...)
+	if n > 0 {
+		s.stack = rest
+	}
+	s.unused = len(s.stack)
+	return gone
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}

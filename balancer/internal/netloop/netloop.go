@@ -1,0 +1,161 @@
+// Package netloop runs connections: event loops, coroutines, deadlines, idle connections.
+//
+// There are two engines behind one interface. The loops engine (Linux) has one epoll loop per core, each on its own OS
+// thread. An exchange in flight is a coroutine of its loop, so code that uses a [Conn] is straight-line blocking code,
+// while the loop switches between coroutines without the Go scheduler. An idle connection holds no coroutine, no stack
+// and no buffer: only a small record. The goroutines engine does the same with a goroutine per connection over package
+// net; it is the portable fallback and can be chosen on Linux too.
+//
+// # Rules for code that runs on a loop
+//
+// Code in a [Handler] and in functions given to [Loop.Go] runs on a loop. It must not block except in methods of this
+// package: no lock held across them, no channel, no disk, no DNS. A Conn belongs to its loop: its methods may be called
+// only by code that runs there, by at most one reader and one writer at a time. Close may be called while another
+// coroutine waits in Read or Write, which then returns net.ErrClosed.
+//
+// # When things go wrong
+//
+// A panic in a handler is reported to [Options.Panic] and closes that connection only. Running out of file descriptors
+// pauses accepting for a tenth of a second at a time. Deadlines are enforced by a sweep every [Tick], so they are late by
+// up to that much; a deadline that is in the past when an operation begins is noticed at once.
+package netloop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"time"
+)
+
+// The names of the engines, as an operator writes them.
+const (
+	Loops      = "loops"
+	Goroutines = "goroutines"
+)
+
+// Tick is how often deadlines are looked at.
+const Tick = 50 * time.Millisecond
+
+// BufferSize is the length of the buffers that [Loop.Buffer] lends.
+const BufferSize = 16 << 10
+
+// ErrPeerGone says that the peer of the watched connection went away while the caller waited for another one.
+var ErrPeerGone = errors.New("netloop: watched peer has gone away")
+
+// Conn is a connection that belongs to a loop. Deadlines have the precision of [Tick].
+type Conn interface {
+	net.Conn
+
+	// Loop is the loop the connection belongs to.
+	Loop() Loop
+	// Remote is the peer's address; for a unix socket it is the zero value.
+	Remote() netip.AddrPort
+	// ReadWatching reads like Read, but returns ErrPeerGone when the peer of other (a connection of the same loop
+	// that nobody reads) closes or resets while this one has nothing to read. Bytes that other's peer has sent
+	// before closing count as it being there: they are a request that was pipelined.
+	ReadWatching(b []byte, other Conn) (int, error)
+	// CloseWrite ends the sending direction; the peer reads EOF after what was written.
+	CloseWrite() error
+	// Abort closes with a reset, so that the peer cannot take what it got for complete.
+	Abort()
+	// Detach takes the connection off its loop and returns it as an ordinary net.Conn, to be used by goroutines.
+	// The Conn is closed; nothing of what was read from it is given back.
+	Detach() (net.Conn, error)
+}
+
+// Loop is what code on a loop may ask of it.
+type Loop interface {
+	// Index is 0 … Options.Loops-1.
+	Index() int
+	// Now is the time at which the loop last woke: one clock reading serves a batch of events.
+	Now() time.Time
+	// Go runs fn on this loop beside the caller and returns at once. Wait, called on this loop, waits for its end.
+	Go(fn func()) Task
+	// Dial opens a TCP connection to address, which must be answered within timeout.
+	Dial(address netip.AddrPort, timeout time.Duration) (Conn, error)
+	// Park keeps an open connection for [Loop.Reuse] under key for at most ttl. If the peer sends anything or closes
+	// meanwhile, the connection is closed.
+	Park(key any, c Conn, ttl time.Duration)
+	// Reuse takes the connection parked last under key, or nil.
+	Reuse(key any) Conn
+	// Buffer lends a buffer of BufferSize bytes; Free takes it back.
+	Buffer() []byte
+	// Free takes back a buffer from Buffer. The caller must not use it any more.
+	Free(b []byte)
+}
+
+// Task is a function started by [Loop.Go].
+type Task interface {
+	// Wait returns when the function has ended. One waiter at most.
+	Wait()
+}
+
+// Handler serves client connections.
+type Handler interface {
+	// Serve is called on a loop when an idle connection has something to read. It returns how long the connection
+	// may now stay idle; zero closes it. When it returns more than zero, it has read everything it asked for.
+	Serve(c Conn) (idle time.Duration)
+}
+
+// Listener is a listening socket being served.
+type Listener interface {
+	// Addr is the bound address.
+	Addr() net.Addr
+	// Close stops accepting. Connections that were accepted go on.
+	Close() error
+}
+
+// Options configure an engine. The zero value is useful.
+type Options struct {
+	// Engine is Loops or Goroutines; empty is Loops where there is epoll, else Goroutines.
+	Engine string
+	// Loops is the number of loops; zero is one per CPU.
+	Loops int
+	// FirstByte is how long a new connection may stay silent; zero is 10 s.
+	FirstByte time.Duration
+	// Stale reports whether connections parked under key are not worth keeping any more. It is asked now and then,
+	// on the loop; nil is never.
+	Stale func(key any) bool
+	// Panic is told of a panic in a handler; nil prints nothing.
+	Panic func(value any, stack []byte)
+}
+
+// Engine runs connections. New makes one; it does nothing until Run.
+type Engine interface {
+	// Run runs the loops until ctx ends, then closes every connection and returns nil.
+	Run(ctx context.Context) error
+	// Listen serves the connections of ln, which the engine takes over: it closes it even when it returns an error.
+	Listen(ln net.Listener, h Handler) (Listener, error)
+	// CloseIdle closes the client connections on which nothing is in progress, now and, until Run ends, as soon as
+	// they become idle.
+	CloseIdle()
+	// Connections is the number of open client connections, and how many of them are being served.
+	Connections() (open, serving int)
+	// Name is Loops or Goroutines.
+	Name() string
+}
+
+// New makes an engine.
+func New(o Options) (Engine, error) {
+	if o.Loops <= 0 {
+		o.Loops = runtime.NumCPU()
+	}
+	if o.FirstByte <= 0 {
+		o.FirstByte = 10 * time.Second
+	}
+	if o.Panic == nil {
+		o.Panic = func(any, []byte) {}
+	}
+	switch {
+	case o.Engine == Goroutines, o.Engine == "" && !haveEpoll:
+		return newGoroutines(o), nil
+	case o.Engine == Loops && !haveEpoll:
+		return nil, fmt.Errorf("engine %q needs epoll, which %s does not have: use %q", Loops, runtime.GOOS, Goroutines)
+	case o.Engine == Loops, o.Engine == "":
+		return newLoops(o)
+	}
+	return nil, fmt.Errorf("unknown engine %q: use %q or %q", o.Engine, Loops, Goroutines)
+}

@@ -1,0 +1,154 @@
+package pool
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"sync/atomic"
+	"time"
+)
+
+// Key is the identity of an endpoint. A record that comes back with the same Key is the same endpoint.
+type Key struct {
+	Service, ID, Incarnation string
+	Address                  netip.AddrPort
+}
+
+// Endpoint is one live address with its counters. It outlives the pools that point to it. All methods may be called
+// concurrently; the zero value is not useful, see [NewEndpoint].
+type Endpoint struct {
+	Key
+	// Name is Address as text: the label "upstream" of metrics and logs.
+	Name string
+
+	inFlight atomic.Int64
+	retired  atomic.Bool
+	stats    atomic.Pointer[Stats]
+}
+
+// NewEndpoint makes an endpoint with zero counters.
+func NewEndpoint(key Key) *Endpoint {
+	return &Endpoint{Key: key, Name: key.Address.String()}
+}
+
+// Take counts an exchange in. Every Take is followed by one Release.
+func (e *Endpoint) Take() { e.inFlight.Add(1) }
+
+// Release counts an exchange out.
+func (e *Endpoint) Release() { e.inFlight.Add(-1) }
+
+// InFlight is the number of exchanges now on this endpoint.
+func (e *Endpoint) InFlight() int { return int(e.inFlight.Load()) }
+
+// Retire says that the instance behind the endpoint is gone: idle connections to it are not worth keeping.
+// It cannot be undone; the same address under a new record is a new endpoint.
+func (e *Endpoint) Retire() { e.retired.Store(true) }
+
+// Retired reports whether Retire was called.
+func (e *Endpoint) Retired() bool { return e.retired.Load() }
+
+// Stats returns the endpoint's counters. They are made at the first call, so that an endpoint without traffic
+// costs little.
+func (e *Endpoint) Stats() *Stats { return lazyStats(&e.stats) }
+
+// PeekStats returns the counters, or nil when there was no traffic yet.
+func (e *Endpoint) PeekStats() *Stats { return e.stats.Load() }
+
+func lazyStats(p *atomic.Pointer[Stats]) *Stats {
+	if s := p.Load(); s != nil {
+		return s
+	}
+	p.CompareAndSwap(nil, new(Stats))
+	return p.Load()
+}
+
+// Service is what all pools of one service share, whatever their generation: the rotation and the totals.
+type Service struct {
+	Name string
+
+	cursor   atomic.Uint64
+	inFlight atomic.Int64
+	stats    atomic.Pointer[Stats]
+}
+
+// NewService makes a service whose rotation begins at a random place, so that many balancers started together do
+// not all begin with the same endpoint.
+func NewService(name string) *Service {
+	s := &Service{Name: name}
+	s.cursor.Store(rand.Uint64N(1 << 32))
+	return s
+}
+
+// Take and Release count exchanges of the whole service.
+func (s *Service) Take() { s.inFlight.Add(1) }
+
+// Release counts an exchange out.
+func (s *Service) Release() { s.inFlight.Add(-1) }
+
+// InFlight is the number of exchanges now on this service.
+func (s *Service) InFlight() int { return int(s.inFlight.Load()) }
+
+// Stats returns the service's counters, made at the first call.
+func (s *Service) Stats() *Stats { return lazyStats(&s.stats) }
+
+// PeekStats returns the counters, or nil when there was no traffic yet.
+func (s *Service) PeekStats() *Stats { return s.stats.Load() }
+
+// Bounds are the upper bounds of the duration buckets.
+var Bounds = [...]time.Duration{
+	1 * time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond, 10 * time.Millisecond,
+	25 * time.Millisecond, 50 * time.Millisecond, 75 * time.Millisecond, 100 * time.Millisecond,
+	250 * time.Millisecond, 500 * time.Millisecond, 750 * time.Millisecond, 1 * time.Second,
+	2500 * time.Millisecond, 5 * time.Second, 7500 * time.Millisecond, 10 * time.Second,
+}
+
+// Stats counts outcomes: answers by class of status, failures, and durations. The zero value is ready.
+type Stats struct {
+	classes [6]atomic.Uint64 // [0] attempts that ended without an answer
+	buckets [len(Bounds) + 1]atomic.Uint64
+	sum     atomic.Int64 // nanoseconds
+}
+
+// Record counts one outcome. A status outside 100–599 means that there was no answer.
+func (s *Stats) Record(status int, d time.Duration) {
+	class := status / 100
+	if class < 1 || class > 5 {
+		class = 0
+	}
+	s.classes[class].Add(1)
+	i := 0
+	for i < len(Bounds) && d > Bounds[i] {
+		i++
+	}
+	s.buckets[i].Add(1)
+	s.sum.Add(int64(d))
+}
+
+// StatsView is a copy of the counters, for telemetry. The parts are read one after the other and may differ by the
+// exchanges that end meanwhile.
+type StatsView struct {
+	Classes [6]uint64 // index 1 to 5: answers 1xx to 5xx; index 0: no answer
+	Buckets [len(Bounds) + 1]uint64
+	Sum     time.Duration
+}
+
+// Count is the number of outcomes.
+func (v *StatsView) Count() uint64 {
+	var n uint64
+	for _, c := range v.Buckets {
+		n += c
+	}
+	return n
+}
+
+// View copies the counters.
+func (s *Stats) View() StatsView {
+	var v StatsView
+	for i := range s.classes {
+		v.Classes[i] = s.classes[i].Load()
+	}
+	for i := range s.buckets {
+		v.Buckets[i] = s.buckets[i].Load()
+	}
+	v.Sum = time.Duration(s.sum.Load())
+	return v
+}

@@ -1,0 +1,75 @@
+package pool
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Member is an endpoint as a pool sees it.
+type Member struct {
+	Endpoint *Endpoint
+	Weight   int // relative share of traffic; zero takes none
+}
+
+// Pool is the eligible endpoints of one service, of one generation. It is immutable and may be used concurrently.
+type Pool struct {
+	Service *Service
+	Policy  string
+	Weights []Member // all members, those of weight zero included; read-only
+
+	members []Member // weight > 0
+	picker  picker
+}
+
+// picker is the one method of a policy: it returns the index of a member. It is called with at least two members.
+type picker interface{ pick() int }
+
+// New builds a pool. policy is one of [Policies]; empty means [DefaultPolicy]. The pool keeps members: the caller
+// must not change the slice any more.
+func New(service *Service, policy string, members []Member) (*Pool, error) {
+	if policy == "" {
+		policy = DefaultPolicy
+	}
+	build, ok := policies[policy]
+	if !ok {
+		return nil, fmt.Errorf("unknown balancing policy %q: use one of %v", policy, Policies())
+	}
+	p := &Pool{Service: service, Policy: policy, Weights: members, members: members}
+	if slices.ContainsFunc(members, func(m Member) bool { return m.Weight <= 0 }) {
+		p.members = nil
+		for _, m := range members {
+			if m.Weight > 0 {
+				p.members = append(p.members, m)
+			}
+		}
+	}
+	if len(p.members) > 1 {
+		p.picker = build(service, p.members)
+	}
+	return p, nil
+}
+
+// Len is the number of endpoints that may be picked.
+func (p *Pool) Len() int { return len(p.members) }
+
+// Pick chooses an endpoint that is not among tried, or nil when there is none. It does not count the exchange in:
+// the caller calls [Endpoint.Take].
+func (p *Pool) Pick(tried ...*Endpoint) *Endpoint {
+	n := len(p.members)
+	if n == 0 {
+		return nil
+	}
+	i := 0
+	if n > 1 {
+		i = p.picker.pick()
+	}
+	if e := p.members[i].Endpoint; len(tried) == 0 || !slices.Contains(tried, e) {
+		return e
+	}
+	for step := 1; step < n; step++ {
+		if e := p.members[(i+step)%n].Endpoint; !slices.Contains(tried, e) {
+			return e
+		}
+	}
+	return nil
+}
