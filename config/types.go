@@ -15,7 +15,7 @@ type Static struct {
 	Etcd      Etcd       `yaml:"etcd"`
 	Listeners []Listener `yaml:"listeners"`
 	Admin     Admin      `yaml:"admin"`
-	// Engine is "loops" (default: epoll loops on Linux, elsewhere goroutines) or "goroutines".
+	// Engine is "loops" (epoll, Linux only) or "goroutines"; empty is the first where it runs, else the second.
 	Engine string `yaml:"engine"`
 	// Loops is the number of event loops; zero means one per CPU.
 	Loops int `yaml:"loops"`
@@ -39,6 +39,8 @@ type Dynamic struct {
 
 // Etcd says where the registry is.
 type Etcd struct {
+	// Disabled means that there is no registry: serve only what the file says.
+	Disabled  bool     `yaml:"disabled"`
 	Endpoints []string `yaml:"endpoints"` // host:port or URL; default 127.0.0.1:2379
 	Prefix    string   `yaml:"prefix"`    // default /rota
 	Username  string   `yaml:"username"`

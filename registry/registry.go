@@ -31,7 +31,8 @@ type Registry interface {
 
 	// Watch delivers the content of the scope and then every change, until ctx ends, whose error it returns.
 	// It never returns for another reason: when the store goes away it says so by an Update with Err and goes on
-	// trying. apply is called from one goroutine at a time and must not block for long.
+	// trying. Only a scope that cannot exist is refused at once, with an error that wraps ErrInvalid.
+	// apply is called from one goroutine at a time and must not block for long.
 	Watch(ctx context.Context, scope Scope, apply func(Update)) error
 }
 
@@ -59,12 +60,15 @@ type Registration interface {
 	// without missing one, take the channel first and look at the state after.
 	Changed() <-chan struct{}
 	// Update changes the record (state, weight, metadata, …) and returns when the store holds it, when ctx ends,
-	// or when the registration is over (ErrSuperseded, ErrLeft). Service, ID and Incarnation cannot be changed.
-	// A change whose ctx ended is still kept and written as soon as possible.
+	// or when the registration is over (ErrSuperseded, ErrLeft). Service, ID and Incarnation cannot be changed: what
+	// change does to them is undone. A record that the change made invalid is refused with ErrInvalid and changes
+	// nothing. Concurrent calls of change follow one another. A change whose ctx ended is still kept and written as
+	// soon as possible.
 	Update(ctx context.Context, change func(*Instance)) error
-	// Leave deletes the record, if it is still ours, and ends the registration. It returns nil when the record is
-	// known to be gone or another's, else the error of the last attempt when ctx ends; the lease then removes it.
-	// Leaving twice is the same as leaving once.
+	// Leave puts the state draining and deletes the record, if it is still ours, so that watches can tell it from a
+	// record whose lease was lost, and ends the registration. It returns nil when the record is known to be gone or
+	// another's, else the error of the last attempt when ctx ends; the record is then deleted when the store is back,
+	// or removed by its lease if the process ends before. Leaving twice is the same as leaving once.
 	Leave(ctx context.Context) error
 }
 

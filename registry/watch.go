@@ -47,6 +47,8 @@ type Change struct {
 	Key     string // the whole key as it stands in the store
 	Service string // of KindInstance, KindPolicy, KindGrant and KindAck
 	ID      string // the instance id; the name of a route, the id of a balancer
+	// Balancer is the id of the balancer that wrote a KindAck.
+	Balancer string
 	// Deleted says that the key is gone; then Instance is nil, Value empty and the revision that of the deletion.
 	Deleted bool
 	// Instance is the decoded record of a KindInstance; nil when Err is set.

@@ -68,6 +68,43 @@ type Service struct {
 	cursor   atomic.Uint64
 	inFlight atomic.Int64
 	stats    atomic.Pointer[Stats]
+	codes    [500]atomic.Pointer[[len(Methods)]atomic.Uint64] // by status - 100
+}
+
+// Methods are the values of the label "method"; whatever is none of them counts as the last.
+var Methods = [...]string{"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "_OTHER"}
+
+// Count counts an answer to the client by method and status. A status outside 100–599 counts as 500.
+func (s *Service) Count(method []byte, status int) {
+	if status < 100 || status > 599 {
+		status = 500
+	}
+	p := &s.codes[status-100]
+	counts := p.Load()
+	if counts == nil {
+		p.CompareAndSwap(nil, new([len(Methods)]atomic.Uint64))
+		counts = p.Load()
+	}
+	i := 0
+	for i < len(Methods)-1 && string(method) != Methods[i] {
+		i++
+	}
+	counts[i].Add(1)
+}
+
+// EachCount calls f with every count that is not zero.
+func (s *Service) EachCount(f func(method string, status int, n uint64)) {
+	for i := range s.codes {
+		counts := s.codes[i].Load()
+		if counts == nil {
+			continue
+		}
+		for m := range counts {
+			if n := counts[m].Load(); n > 0 {
+				f(Methods[m], i+100, n)
+			}
+		}
+	}
 }
 
 // NewService makes a service whose rotation begins at a random place, so that many balancers started together do

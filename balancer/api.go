@@ -1,0 +1,17 @@
+package balancer
+
+import "github.com/rota-lb/rota/balancer/internal/admin"
+
+// The answers of the admin API, for programs that read it.
+type (
+	// Status is the answer of /api/v1/status.
+	Status = admin.Status
+	// Service is one service of /api/v1/services.
+	Service = admin.Service
+	// Instance is one instance of a service.
+	Instance = admin.Instance
+	// Routes is the answer of /api/v1/routes.
+	Routes = admin.Routes
+	// Route is one route of it.
+	Route = admin.Route
+)

@@ -1,0 +1,341 @@
+// Package balancer is the daemon as a library: it watches a registry, keeps a table of routes and pools, and serves HTTP
+// from it.
+//
+//	b, err := balancer.New(cfg, balancer.Options{Registry: client})
+//	...
+//	err = b.Run(ctx)
+//
+// New binds the sockets and starts nothing; Run runs until ctx ends and drains. The data plane and the control plane meet
+// in one place: control publishes tables, the data plane loads them. See docs/ARCHITECTURE.md.
+package balancer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/rota-lb/rota/balancer/internal/admin"
+	"github.com/rota-lb/rota/balancer/internal/control"
+	"github.com/rota-lb/rota/balancer/internal/listen"
+	"github.com/rota-lb/rota/balancer/internal/netloop"
+	"github.com/rota-lb/rota/balancer/internal/proxy"
+	"github.com/rota-lb/rota/balancer/internal/route"
+	"github.com/rota-lb/rota/balancer/internal/telemetry"
+	"github.com/rota-lb/rota/balancer/pool"
+	"github.com/rota-lb/rota/config"
+	"github.com/rota-lb/rota/registry"
+)
+
+// ErrDrainDeadline says that exchanges were still in flight when the grace period ended.
+var ErrDrainDeadline = listen.ErrDeadline
+
+// firstTable is how long listeners wait for the first table before they open and answer 503.
+const firstTable = time.Second
+
+// Options are what a balancer works with beside its configuration.
+type Options struct {
+	// Registry is watched for instances, routes and policies; nil means that only the configuration counts.
+	Registry registry.Registry
+	// Logger gets the story of the daemon; nil is silence.
+	Logger *zap.Logger
+	// Version is shown in metrics and status.
+	Version string
+}
+
+// Balancer is a daemon. Use [New].
+type Balancer struct {
+	options  Options
+	config   *config.Config
+	started  time.Time
+	store    route.Store
+	control  *control.Controller
+	proxy    *proxy.Proxy
+	engine   netloop.Engine
+	sockets  []net.Listener
+	admin    net.Listener // nil when off
+	access   *telemetry.AccessLog
+	metrics  *telemetry.Metrics
+	hurry    chan struct{}
+	hurried  sync.Once
+	draining atomic.Bool
+	opened   chan struct{}
+}
+
+// New makes a balancer and binds its sockets. Errors say what is wrong and what to do; nothing needs to be closed after
+// one. A Balancer that is never run must be closed.
+func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	b := &Balancer{options: o, config: cfg, started: time.Now(), hurry: make(chan struct{}), opened: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			b.Close()
+		}
+	}()
+	for _, l := range cfg.Listeners {
+		ln, err := listen.Bind(l.Address)
+		if err != nil {
+			return nil, err
+		}
+		b.sockets = append(b.sockets, ln)
+	}
+	if cfg.Admin.Address != "off" {
+		if b.admin, err = listen.Bind(cfg.Admin.Address); err != nil {
+			return nil, fmt.Errorf("admin: %w", err)
+		}
+	}
+	b.engine, err = netloop.New(netloop.Options{
+		Engine: cfg.Engine, Loops: cfg.Loops, FirstByte: cfg.Timeouts.RequestHead,
+		Stale: func(key any) bool { return key.(*pool.Endpoint).Retired() },
+		Panic: func(v any, stack []byte) {
+			o.Logger.Error("panic in an exchange; its connection was closed", zap.Any("panic", v), zap.ByteString("stack", stack))
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if b.access, err = accessLog(cfg); err != nil {
+		return nil, err
+	}
+	b.metrics = telemetry.NewMetrics(o.Version, b.sample)
+	b.proxy = proxy.New(&b.store, timeouts(cfg.Dynamic), observer{b.access})
+	b.control = control.New(control.Options{
+		Registry: o.Registry, Store: &b.store, Logger: o.Logger, Published: b.metrics.EventToRoute,
+	}, cfg.Dynamic)
+	return b, nil
+}
+
+// Close closes the sockets of a balancer that is not run.
+func (b *Balancer) Close() {
+	for _, ln := range b.sockets {
+		ln.Close()
+	}
+	if b.admin != nil {
+		b.admin.Close()
+	}
+}
+
+func timeouts(d config.Dynamic) proxy.Timeouts {
+	t := d.Timeouts
+	return proxy.Timeouts{
+		Connect: t.Connect, ResponseHead: t.ResponseHead, IdleBody: t.IdleBody,
+		RequestHead: t.RequestHead, KeepAlive: t.KeepAlive,
+	}
+}
+
+func accessLog(cfg *config.Config) (*telemetry.AccessLog, error) {
+	loops := max(cfg.Loops, 1)
+	switch cfg.Log.Access {
+	case "off":
+		return nil, nil
+	case "", "stdout":
+		return telemetry.NewAccessLog(zapcore.Lock(os.Stdout), loops), nil
+	}
+	f, err := os.OpenFile(cfg.Log.Access, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("access log: %w", err)
+	}
+	return telemetry.NewAccessLog(f, loops), nil
+}
+
+// Addresses are the bound addresses of the listeners.
+func (b *Balancer) Addresses() []net.Addr {
+	var list []net.Addr
+	for _, ln := range b.sockets {
+		list = append(list, ln.Addr())
+	}
+	return list
+}
+
+// AdminAddress is the bound address of the admin API; nil when it is off.
+func (b *Balancer) AdminAddress() net.Addr {
+	if b.admin == nil {
+		return nil
+	}
+	return b.admin.Addr()
+}
+
+// Reload makes the reloadable part of a configuration current.
+func (b *Balancer) Reload(ctx context.Context, d config.Dynamic) {
+	b.proxy.SetTimeouts(timeouts(d))
+	b.control.Reload(ctx, d)
+}
+
+// Hurry ends the draining of a Run whose ctx has ended. It may be called more than once.
+func (b *Balancer) Hurry() { b.hurried.Do(func() { close(b.hurry) }) }
+
+// Opened is closed when the listeners serve: after the first table, or a second after the start.
+func (b *Balancer) Opened() <-chan struct{} { return b.opened }
+
+// Run runs the daemon until ctx ends, drains, and returns nil, or ErrDrainDeadline. It may be called once.
+func (b *Balancer) Run(ctx context.Context) error {
+	// Control, admin and the access log live until the data plane has drained.
+	behind, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	wg.Go(func() { b.control.Run(behind) })
+	wg.Go(func() { b.access.Run(behind) })
+	if b.admin != nil {
+		wg.Go(func() { b.serveAdmin(behind) })
+	}
+	wg.Go(func() { b.open(behind) })
+	context.AfterFunc(ctx, func() { b.draining.Store(true) })
+	server := listen.Server{
+		Engine: b.engine, Listeners: b.sockets, Handler: b.proxy, Open: b.opened, Draining: b.proxy.Drain,
+		DrainDelay: b.config.DrainDelay, Grace: b.config.Grace,
+	}
+	return server.Run(ctx, b.hurry)
+}
+
+// open opens the listeners once there is a table, or after a second without one.
+func (b *Balancer) open(ctx context.Context) {
+	late := time.NewTimer(firstTable)
+	defer late.Stop()
+	for look := time.NewTicker(time.Millisecond); ; {
+		select {
+		case <-look.C:
+			if b.store.Load().Generation == 0 {
+				continue
+			}
+		case <-late.C:
+			b.options.Logger.Warn("no table yet: answering 503 until the registry is in reach")
+		case <-ctx.Done():
+			return
+		}
+		look.Stop()
+		close(b.opened)
+		return
+	}
+}
+
+func (b *Balancer) serveAdmin(ctx context.Context) {
+	var names []string
+	for _, a := range b.Addresses() {
+		names = append(names, a.String())
+	}
+	api := &admin.API{
+		Control: b.control, Metrics: b.metrics, Version: b.options.Version, Started: b.started,
+		Ready: b.ready, Connections: b.engine.Connections, Engine: b.engine.Name(), Listeners: names,
+	}
+	srv := &http.Server{
+		Handler: api.Handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		ErrorLog: zap.NewStdLog(b.options.Logger.Named("admin")),
+	}
+	stopped := context.AfterFunc(ctx, func() {
+		short, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		srv.Shutdown(short)
+		srv.Close()
+	})
+	defer stopped()
+	if err := srv.Serve(b.admin); !errors.Is(err, http.ErrServerClosed) {
+		b.options.Logger.Error("admin API ended", zap.Error(err))
+	}
+}
+
+// ready reports whether the daemon takes traffic. Losing the registry after the first sync only degrades it.
+func (b *Balancer) ready() (bool, []string) {
+	c := b.control.Counters()
+	switch {
+	case b.draining.Load():
+		return false, []string{"draining"}
+	case !c.Synced.Load():
+		return false, []string{"the registry has not been read yet"}
+	case b.options.Registry != nil && !c.Connected.Load():
+		return true, []string{"the registry is out of reach; serving the last table"}
+	}
+	return true, nil
+}
+
+// observer turns records of exchanges into access log lines.
+type observer struct{ log *telemetry.AccessLog }
+
+func (o observer) Done(r *proxy.Record) {
+	if o.log == nil {
+		return
+	}
+	a := telemetry.Access{
+		Start: r.Start, Client: r.Client, Method: r.Method, Host: r.Host, URI: r.Path, Query: r.Query,
+		UserAgent: r.UserAgent, Minor: r.Minor, Status: r.Status, UpstreamStatus: r.UpstreamStatus,
+		Attempts: r.Attempts, Size: r.BytesOut, BytesRead: r.BytesIn, Duration: r.Duration, UpstreamLatency: r.Upstream,
+		Reason: string(r.Reason), Flag: r.Reason.Flag(), TableRevision: r.Table.Revision,
+	}
+	if r.Route != nil {
+		a.Route = r.Route.Name
+	}
+	if r.Service != nil {
+		a.Service = r.Service.Name
+	}
+	if r.Endpoint != nil {
+		a.Upstream = r.Endpoint.Name
+	}
+	o.log.Log(r.Loop, &a)
+}
+
+// sample collects the figures for a scrape.
+func (b *Balancer) sample() telemetry.Sample {
+	open, _ := b.engine.Connections()
+	s := telemetry.Sample{OpenConnections: open, AccessLogDropped: b.access.Dropped()}
+	s.Services = append(s.Services, serviceSample(b.proxy.Unrouted()))
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	services, err := b.control.Services(ctx, "")
+	if err != nil {
+		return s
+	}
+	for _, v := range services {
+		s.Services = append(s.Services, serviceSample(v.Shared))
+		for _, in := range v.Instances {
+			e := in.Endpoint
+			u := telemetry.Upstream{Service: v.Name, Upstream: e.Name, State: string(in.Verdict.State), InFlight: e.InFlight()}
+			if st := e.PeekStats(); st != nil {
+				view := st.View()
+				u.Classes, u.Duration = view.Classes, histogram(&view)
+			}
+			s.Upstreams = append(s.Upstreams, u)
+		}
+	}
+	if b.options.Registry != nil {
+		c := b.control.Counters()
+		s.Registry = &telemetry.Registry{
+			Connected: c.Connected.Load(), Synced: c.Synced.Load(), Revision: c.Revision.Load(),
+			Puts: c.Puts.Load(), Deletes: c.Deletes.Load(), Resets: c.Resets.Load(),
+			Quarantined: c.Quarantined.Load(), Instances: c.Instances.Load(), Tables: c.Tables.Load(),
+		}
+		if n := c.LastSync.Load(); n != 0 {
+			s.Registry.LastSync = time.Unix(0, n)
+		}
+	}
+	return s
+}
+
+func serviceSample(v *pool.Service) telemetry.Service {
+	s := telemetry.Service{Name: v.Name, InFlight: v.InFlight()}
+	v.EachCount(func(method string, status int, n uint64) {
+		s.Requests = append(s.Requests, telemetry.Count{Method: method, Status: status, N: n})
+	})
+	if st := v.PeekStats(); st != nil {
+		view := st.View()
+		s.Duration = histogram(&view)
+	}
+	return s
+}
+
+func histogram(v *pool.StatsView) telemetry.Histogram {
+	h := telemetry.Histogram{Sum: v.Sum.Seconds(), Buckets: v.Buckets[:]}
+	for _, b := range pool.Bounds {
+		h.Bounds = append(h.Bounds, b.Seconds())
+	}
+	return h
+}

@@ -1,0 +1,282 @@
+// Package admin is the admin API: health, metrics, and what the control plane knows, as JSON.
+//
+// It only reads. It is served on a loopback address, and answers only requests whose Host names one, so that a web page
+// cannot reach it through a name that was made to point here. Errors are problem documents (RFC 9457).
+package admin
+
+import (
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/rota-lb/rota/balancer/internal/control"
+	"github.com/rota-lb/rota/balancer/internal/route"
+	"github.com/rota-lb/rota/balancer/internal/telemetry"
+)
+
+// API serves the admin API. All fields are required.
+type API struct {
+	Control *control.Controller
+	Metrics *telemetry.Metrics
+	Version string
+	Started time.Time
+	// Ready reports whether the daemon takes traffic, and if not, or not fully, why.
+	Ready func() (ready bool, reasons []string)
+	// Connections is the number of open client connections and of those being served.
+	Connections func() (open, serving int)
+	// Engine and Listeners say what the daemon runs on.
+	Engine    string
+	Listeners []string
+}
+
+// Status is the answer of /api/v1/status.
+type Status struct {
+	Version     string        `json:"version"`
+	Started     time.Time     `json:"started"`
+	Ready       bool          `json:"ready"`
+	Reasons     []string      `json:"reasons,omitempty"`
+	Engine      string        `json:"engine"`
+	Listeners   []string      `json:"listeners"`
+	Connections int           `json:"connections"`
+	Serving     int           `json:"serving"`
+	Registry    *Registry     `json:"registry,omitempty"`
+	Generation  uint64        `json:"table_generation"`
+	Services    int           `json:"services"`
+	Instances   int           `json:"instances"`
+	Routes      int           `json:"routes"`
+	Conflicts   int           `json:"route_conflicts"`
+	Quarantined []Quarantined `json:"quarantined,omitempty"`
+}
+
+// Registry is how the daemon stands with the registry.
+type Registry struct {
+	Connected bool      `json:"connected"`
+	Error     string    `json:"error,omitempty"`
+	Revision  int64     `json:"revision"`
+	StoreID   uint64    `json:"store_id"`
+	LastSync  time.Time `json:"last_sync,omitzero"`
+}
+
+// Quarantined is a key that was set aside.
+type Quarantined struct {
+	Key      string `json:"key"`
+	Reason   string `json:"reason"`
+	Revision int64  `json:"revision"`
+	Serving  bool   `json:"last_good_value_in_use"`
+	Value    string `json:"value,omitempty"`
+}
+
+// Service is one service of /api/v1/services.
+type Service struct {
+	Name      string     `json:"name"`
+	Policy    string     `json:"policy"`
+	Eligible  int        `json:"eligible"`
+	InFlight  int        `json:"in_flight"`
+	Instances []Instance `json:"instances"`
+}
+
+// Instance is one instance of a service.
+type Instance struct {
+	ID          string            `json:"id"`
+	Address     string            `json:"address"`
+	State       string            `json:"state"`
+	Reason      string            `json:"reason"`
+	Weight      int               `json:"weight"`
+	InFlight    int               `json:"in_flight"`
+	Zone        string            `json:"zone,omitempty"`
+	Version     string            `json:"version,omitempty"`
+	Metadata    map[string]string `json:"metadata,omitempty"`
+	Key         string            `json:"key,omitempty"`
+	Static      bool              `json:"static,omitempty"`
+	Revision    int64             `json:"revision,omitempty"`
+	Lease       string            `json:"lease,omitempty"`
+	Incarnation string            `json:"incarnation,omitempty"`
+}
+
+// Routes is the answer of /api/v1/routes.
+type Routes struct {
+	Routes    []Route    `json:"routes"`
+	Conflicts []Conflict `json:"conflicts,omitempty"`
+}
+
+// Route is one route.
+type Route struct {
+	Name     string `json:"name"`
+	Source   string `json:"source"`
+	Host     string `json:"host,omitempty"`
+	Path     string `json:"path,omitempty"`
+	Service  string `json:"service"`
+	Strip    bool   `json:"strip_prefix,omitempty"`
+	Priority int    `json:"priority,omitempty"`
+	Timeout  string `json:"timeout,omitempty"`
+}
+
+// Conflict is a route that never matches because another takes all its requests.
+type Conflict struct {
+	Winner Route `json:"winner"`
+	Loser  Route `json:"loser"`
+}
+
+// Handler returns the API.
+func (a *API) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("ok\n")) })
+	mux.HandleFunc("GET /readyz", a.readyz)
+	mux.Handle("GET /metrics", a.Metrics.Handler())
+	mux.HandleFunc("GET /api/v1/status", a.status)
+	mux.HandleFunc("GET /api/v1/services", a.services)
+	mux.HandleFunc("GET /api/v1/services/{service}", a.services)
+	mux.HandleFunc("GET /api/v1/routes", a.routes)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		problem(w, http.StatusNotFound, "no such resource; see /livez /readyz /metrics /api/v1/{status,services,routes}")
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Cache-Control", "no-store")
+		if !loopbackHost(r.Host) {
+			problem(w, http.StatusMisdirectedRequest, "the admin API answers only to localhost and loopback addresses")
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// loopbackHost reports whether a Host names this machine's loopback.
+func loopbackHost(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return err == nil && ip.IsLoopback()
+}
+
+func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
+	ready, reasons := a.Ready()
+	status, word := http.StatusOK, "ready"
+	switch {
+	case !ready:
+		status, word = http.StatusServiceUnavailable, "not ready"
+	case len(reasons) > 0:
+		word = "degraded"
+	}
+	reply(w, status, map[string]any{"status": word, "reasons": reasons})
+}
+
+func (a *API) status(w http.ResponseWriter, r *http.Request) {
+	c, err := a.Control.Status(r.Context())
+	if err != nil {
+		problem(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
+	ready, reasons := a.Ready()
+	open, serving := a.Connections()
+	s := Status{
+		Version: a.Version, Started: a.Started, Ready: ready, Reasons: reasons, Engine: a.Engine, Listeners: a.Listeners,
+		Connections: open, Serving: serving, Generation: c.Generation, Services: c.Services, Instances: c.Instances,
+		Routes: c.Routes, Conflicts: c.Conflicts,
+	}
+	if c.Registry {
+		s.Registry = &Registry{c.Connected, c.LinkError, c.Revision, c.StoreID, c.LastSync}
+	}
+	for _, q := range c.Quarantined {
+		s.Quarantined = append(s.Quarantined, Quarantined{q.Key, q.Reason, q.Revision, q.Serving, string(q.Value)})
+	}
+	reply(w, http.StatusOK, s)
+}
+
+func (a *API) services(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("service")
+	list, err := a.Control.Services(r.Context(), name)
+	if err != nil {
+		problem(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
+	out := make([]Service, 0, len(list))
+	for _, s := range list {
+		v := Service{Name: s.Name, Policy: s.Policy, Eligible: s.Eligible, InFlight: s.Shared.InFlight(), Instances: []Instance{}}
+		for _, in := range s.Instances {
+			v.Instances = append(v.Instances, instance(in))
+		}
+		out = append(out, v)
+	}
+	switch {
+	case name == "":
+		reply(w, http.StatusOK, out)
+	case len(out) == 0:
+		problem(w, http.StatusNotFound, "no service "+name+" is known")
+	default:
+		reply(w, http.StatusOK, out[0])
+	}
+}
+
+func instance(in control.Instance) Instance {
+	v := Instance{
+		ID: in.Record.ID, Address: in.Record.Address, State: string(in.Verdict.State), Reason: in.Verdict.Reason,
+		Weight: in.Record.EffectiveWeight(), InFlight: in.Endpoint.InFlight(), Zone: in.Record.Zone,
+		Version: in.Record.Version, Metadata: in.Record.Metadata, Key: in.Key, Static: in.Static,
+		Revision: in.ModRevision, Incarnation: in.Record.Incarnation,
+	}
+	if in.Lease != 0 {
+		v.Lease = leaseText(in.Lease)
+	}
+	return v
+}
+
+// leaseText writes a lease as etcdctl does.
+func leaseText(id int64) string {
+	const digits = "0123456789abcdef"
+	var b [16]byte
+	for i := range b {
+		b[15-i] = digits[uint64(id)>>(4*i)&15]
+	}
+	return string(b[:])
+}
+
+func (a *API) routes(w http.ResponseWriter, r *http.Request) {
+	out := Routes{Routes: []Route{}}
+	if rt := a.Control.Router(); rt != nil {
+		for _, x := range rt.Routes {
+			out.Routes = append(out.Routes, asRoute(x))
+		}
+		for _, c := range rt.Conflicts {
+			out.Conflicts = append(out.Conflicts, Conflict{asRoute(c.Winner), asRoute(c.Loser)})
+		}
+	}
+	reply(w, http.StatusOK, out)
+}
+
+func asRoute(r *route.Route) Route {
+	v := Route{
+		Name: r.Name, Source: r.Source.String(), Host: r.Host, Path: r.Path, Service: r.Service,
+		Strip: r.Strip, Priority: r.Priority,
+	}
+	if r.Exact {
+		v.Path = "=" + r.Path
+	}
+	if r.Timeout > 0 {
+		v.Timeout = r.Timeout.String()
+	}
+	return v
+}
+
+func reply(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.Encode(v)
+}
+
+func problem(w http.ResponseWriter, status int, detail string) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(map[string]any{
+		"type": "about:blank", "title": http.StatusText(status), "status": status, "detail": detail,
+	})
+}

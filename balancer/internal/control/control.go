@@ -1,0 +1,431 @@
+// Package control is the reconcile loop: it folds registry updates and configuration into tables and publishes them.
+//
+// A [Controller] is the sole owner of all mutable control state. One goroutine runs it; updates, reloads and questions
+// reach it as messages. Each round takes everything that has arrived, folds it, builds the pools of the services that were
+// touched, derives the next table from the last one, and publishes it. The first change after a quiet time is published
+// at once, a burst at most every [Settle]. The cost of a change is that of the service it touches.
+//
+// When the registry is out of reach nothing changes: the last table serves on. A route or policy that cannot be read is
+// quarantined, and its last good version stays.
+package control
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/rota-lb/rota/balancer/internal/membership"
+	"github.com/rota-lb/rota/balancer/internal/route"
+	"github.com/rota-lb/rota/balancer/pool"
+	"github.com/rota-lb/rota/config"
+	"github.com/rota-lb/rota/registry"
+)
+
+// Settle is the shortest time between two tables.
+const Settle = 2 * time.Millisecond
+
+// Options are what a controller works with.
+type Options struct {
+	// Registry is watched; nil means that only the configuration counts.
+	Registry registry.Registry
+	// Store is where tables are published. Required.
+	Store *route.Store
+	// Logger gets the story; nil is silence.
+	Logger *zap.Logger
+	// Published is told, in the loop, how long the oldest change in a table waited since it came in; nil is nobody.
+	Published func(waited time.Duration)
+}
+
+// Controller runs the reconcile loop. Use [New], then [Controller.Run].
+type Controller struct {
+	Options
+
+	mu    sync.Mutex // guards the mailbox
+	inbox []message
+	bell  chan struct{} // one slot: something is in the inbox
+	ended chan struct{}
+
+	counters Counters
+
+	// The rest belongs to the goroutine of Run.
+	fold     *membership.Fold
+	dynamic  config.Dynamic
+	etcd     map[string]kv[config.Route]
+	policies map[string]kv[config.Service]
+	services map[string]*service
+	nextSlot int
+	slots    map[string]int // what the table's Services is made of
+	touched  map[string]bool
+	reroute  bool // routes or the set of services have changed
+	synced   bool
+	link     error
+	linkedAt time.Time
+	storeID  uint64
+	table    *route.Table
+	lastPub  time.Time
+	oldest   time.Time // when the oldest unpublished change came in
+}
+
+// Counters are read by telemetry at any time.
+type Counters struct {
+	Puts, Deletes, Resets atomic.Uint64
+	Connected             atomic.Bool
+	Synced                atomic.Bool
+	Revision              atomic.Int64
+	Quarantined           atomic.Int64
+	Instances             atomic.Int64
+	Tables                atomic.Uint64
+	LastSync              atomic.Int64 // Unix nanoseconds of the last word from the store
+}
+
+type kv[T any] struct {
+	value    T
+	key      string
+	created  int64
+	modified int64
+}
+
+// service is what control keeps of a service between tables.
+type service struct {
+	shared *pool.Service
+	slot   int
+	pool   *pool.Pool
+	policy string
+}
+
+type message struct {
+	update *registry.Update
+	at     time.Time
+	call   func()
+}
+
+// New makes a controller for a configuration. It does nothing until Run.
+func New(o Options, dynamic config.Dynamic) *Controller {
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	c := &Controller{
+		Options: o, bell: make(chan struct{}, 1), ended: make(chan struct{}),
+		fold: membership.New(), etcd: map[string]kv[config.Route]{}, policies: map[string]kv[config.Service]{},
+		services: map[string]*service{}, slots: map[string]int{}, touched: map[string]bool{},
+		table: o.Store.Load(),
+	}
+	c.setDynamic(dynamic)
+	return c
+}
+
+// Counters returns the controller's counters.
+func (c *Controller) Counters() *Counters { return &c.counters }
+
+// Run watches the registry and publishes tables until ctx ends; then it returns nil.
+func (c *Controller) Run(ctx context.Context) error {
+	defer close(c.ended)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	if c.Registry == nil {
+		c.synced = true
+		c.counters.Synced.Store(true)
+		c.publish()
+	} else {
+		watching.Go(func() {
+			err := c.Registry.Watch(ctx, registry.Scope{}, func(u registry.Update) {
+				c.send(message{update: &u, at: time.Now()})
+			})
+			if ctx.Err() == nil {
+				c.Logger.Error("watch of the registry ended", zap.Error(err))
+			}
+		})
+	}
+	settle := time.NewTimer(time.Hour)
+	settle.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.bell:
+			c.take()
+		case <-settle.C:
+		}
+		if !c.dirty() {
+			continue
+		}
+		if wait := Settle - time.Since(c.lastPub); wait > 0 {
+			settle.Reset(wait)
+			continue
+		}
+		c.publish()
+	}
+}
+
+// send puts a message into the mailbox. It never blocks.
+func (c *Controller) send(m message) {
+	c.mu.Lock()
+	c.inbox = append(c.inbox, m)
+	c.mu.Unlock()
+	select {
+	case c.bell <- struct{}{}:
+	default:
+	}
+}
+
+// take folds everything in the mailbox.
+func (c *Controller) take() {
+	c.mu.Lock()
+	inbox := c.inbox
+	c.inbox = nil
+	c.mu.Unlock()
+	for _, m := range inbox {
+		if m.call != nil {
+			m.call()
+			continue
+		}
+		c.update(m.update)
+		if c.dirty() && c.oldest.IsZero() {
+			c.oldest = m.at
+		}
+	}
+}
+
+// do runs fn in the loop and waits for it. It reports whether fn ran: it does not when the loop has ended.
+func (c *Controller) do(ctx context.Context, fn func()) bool {
+	done := make(chan struct{})
+	c.send(message{call: func() { fn(); close(done) }})
+	select {
+	case <-done:
+		return true
+	case <-c.ended:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// Reload replaces what the configuration file says.
+func (c *Controller) Reload(ctx context.Context, dynamic config.Dynamic) {
+	c.do(ctx, func() { c.setDynamic(dynamic) })
+}
+
+func (c *Controller) setDynamic(d config.Dynamic) {
+	statics := map[string][]registry.Instance{}
+	names := map[string]bool{}
+	for name, s := range d.Services {
+		names[name] = true
+		for _, in := range s.Instances {
+			statics[name] = append(statics[name], registry.Instance{Service: name, ID: in.Address, Address: in.Address, Weight: in.Weight})
+		}
+	}
+	for name := range c.dynamic.Services {
+		names[name] = true
+	}
+	c.dynamic = d
+	for name := range names {
+		c.touched[name] = true
+	}
+	if err := c.fold.SetStatic(statics, c.touched); err != nil {
+		c.Logger.Error("static instances: some are not used", zap.Error(err))
+	}
+	c.reroute = true
+}
+
+// update folds one update of the registry.
+func (c *Controller) update(u *registry.Update) {
+	if u.Err != nil {
+		if c.link == nil {
+			c.Logger.Warn("registry out of reach: serving the last table", zap.Error(u.Err), zap.Int64("revision", c.fold.Revision()))
+		}
+		c.link = u.Err
+		c.counters.Connected.Store(false)
+		return
+	}
+	now := time.Now()
+	c.counters.LastSync.Store(now.UnixNano())
+	if c.link != nil || !c.synced {
+		c.Logger.Info("registry in sync", zap.Int64("revision", u.Revision), zap.Int("keys", len(u.Changes)))
+		c.link, c.linkedAt = nil, now
+	}
+	c.counters.Connected.Store(true)
+	if u.Reset {
+		c.counters.Resets.Add(1)
+		if !c.synced {
+			c.synced = true
+			c.reroute = true // the first table is published even if it is empty
+			c.counters.Synced.Store(true)
+		}
+		if c.storeID != 0 && c.storeID != u.StoreID {
+			c.Logger.Warn("the registry is another store now", zap.Uint64("was", c.storeID), zap.Uint64("is", u.StoreID))
+		}
+		c.storeID = u.StoreID
+		c.forget(u)
+	}
+	c.fold.Apply(*u, c.touched)
+	for i := range u.Changes {
+		ch := &u.Changes[i]
+		if ch.Deleted {
+			c.counters.Deletes.Add(1)
+		} else {
+			c.counters.Puts.Add(1)
+		}
+		switch ch.Kind {
+		case registry.KindRoute:
+			c.setRoute(ch)
+		case registry.KindPolicy:
+			c.setPolicy(ch)
+		}
+		if ch.Err != nil {
+			c.Logger.Warn("key set aside", zap.String("key", ch.Key), zap.Error(ch.Err))
+		}
+	}
+	c.counters.Revision.Store(c.fold.Revision())
+	c.counters.Quarantined.Store(int64(c.fold.QuarantinedCount()))
+	c.counters.Instances.Store(int64(c.fold.Instances()))
+}
+
+// forget drops routes and policies that a complete content does not have.
+func (c *Controller) forget(u *registry.Update) {
+	present := map[string]bool{}
+	for i := range u.Changes {
+		if k := u.Changes[i].Kind; k == registry.KindRoute || k == registry.KindPolicy {
+			present[u.Changes[i].Key] = true
+		}
+	}
+	for name, r := range c.etcd {
+		if !present[r.key] {
+			delete(c.etcd, name)
+			c.reroute = true
+		}
+	}
+	for name, p := range c.policies {
+		if !present[p.key] {
+			delete(c.policies, name)
+			c.touched[name] = true
+		}
+	}
+}
+
+func (c *Controller) setRoute(ch *registry.Change) {
+	if ch.Deleted {
+		delete(c.etcd, ch.ID)
+		c.reroute = true
+		return
+	}
+	if ch.Err != nil {
+		return
+	}
+	r, err := config.ParseRoute(ch.ID, ch.Value)
+	if err != nil {
+		c.setAside(ch, err)
+		return
+	}
+	r.Name = ch.ID
+	c.etcd[ch.ID] = kv[config.Route]{r, ch.Key, ch.CreateRevision, ch.ModRevision}
+	c.fold.Release(ch.Key)
+	c.reroute = true
+}
+
+func (c *Controller) setPolicy(ch *registry.Change) {
+	if ch.Deleted {
+		delete(c.policies, ch.Service)
+		c.touched[ch.Service] = true
+		return
+	}
+	if ch.Err != nil {
+		return
+	}
+	p, err := config.ParsePolicy(ch.Service, ch.Value)
+	if err == nil && len(p.Instances) > 0 {
+		err = fmt.Errorf("%w: instances belong under services/%s/, not into a policy", registry.ErrInvalid, ch.Service)
+	}
+	if err != nil {
+		c.setAside(ch, err)
+		return
+	}
+	c.policies[ch.Service] = kv[config.Service]{p, ch.Key, ch.CreateRevision, ch.ModRevision}
+	c.fold.Release(ch.Key)
+	c.touched[ch.Service] = true
+}
+
+func (c *Controller) setAside(ch *registry.Change, err error) {
+	c.fold.Quarantine(ch, err)
+	c.Logger.Warn("key set aside, its last good value stays", zap.String("key", ch.Key), zap.Error(err))
+}
+
+func (c *Controller) dirty() bool { return c.synced && (c.reroute || len(c.touched) > 0) }
+
+// service returns the entry of a service, made when it is first spoken of.
+func (c *Controller) service(name string) *service {
+	s := c.services[name]
+	if s == nil {
+		s = &service{shared: pool.NewService(name), slot: c.nextSlot}
+		c.nextSlot++
+		c.services[name] = s
+		c.reroute = true
+	}
+	return s
+}
+
+// publish builds what was touched and makes the next table current.
+func (c *Controller) publish() {
+	change := route.Change{Revision: c.fold.Revision(), Pools: make(map[int]*pool.Pool, len(c.touched))}
+	for name := range c.touched {
+		s := c.service(name)
+		p, err := pool.New(s.shared, c.policy(name), c.fold.Eligible(name))
+		if err != nil { // validation lets no unknown policy through
+			c.Logger.Error("pool not built", zap.String("service", name), zap.Error(err))
+			continue
+		}
+		s.pool = p
+		change.Pools[s.slot] = p
+	}
+	if c.reroute {
+		change.Router = route.NewRouter(c.routes(), func(name string) int { return c.service(name).slot })
+		for name, s := range c.services {
+			c.slots[name] = s.slot
+		}
+		change.Services, change.Auto = c.slots, c.dynamic.AutoRoutes
+	}
+	clear(c.touched)
+	c.reroute = false
+	c.table = c.table.With(change)
+	c.Store.Publish(c.table)
+	c.counters.Tables.Add(1)
+	c.lastPub = time.Now()
+	if c.Published != nil && !c.oldest.IsZero() {
+		c.Published(c.lastPub.Sub(c.oldest))
+	}
+	c.oldest = time.Time{}
+}
+
+// policy is the balancing policy of a service: etcd's word counts before the file's.
+func (c *Controller) policy(name string) string {
+	return cmp.Or(c.policies[name].value.Balance, c.dynamic.Services[name].Balance)
+}
+
+// routes are all routes, file before etcd.
+func (c *Controller) routes() []route.Route {
+	list := make([]route.Route, 0, len(c.dynamic.Routes)+len(c.etcd))
+	for i, r := range c.dynamic.Routes {
+		list = append(list, convert(r, route.File, int64(i)))
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.etcd)) {
+		list = append(list, convert(c.etcd[name].value, route.Etcd, c.etcd[name].created))
+	}
+	return list
+}
+
+func convert(r config.Route, source route.Source, order int64) route.Route {
+	path, exact := strings.CutPrefix(r.Path, "=")
+	if !exact {
+		path = strings.TrimRight(path, "/")
+	}
+	return route.Route{
+		Name: r.Name, Source: source, Host: strings.ToLower(r.Host), Path: path, Exact: exact, Service: r.Service,
+		Strip: r.StripPrefix, Priority: r.Priority, Timeout: r.Timeout, Order: order,
+	}
+}

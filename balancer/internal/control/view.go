@@ -1,0 +1,122 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/rota-lb/rota/balancer/internal/membership"
+	"github.com/rota-lb/rota/balancer/internal/route"
+	"github.com/rota-lb/rota/balancer/pool"
+	"github.com/rota-lb/rota/registry"
+)
+
+// ErrEnded says that the controller does not run any more.
+var ErrEnded = errors.New("control loop has ended")
+
+// Status is how the control plane stands.
+type Status struct {
+	Synced      bool // a table was built from the registry, or there is none
+	Connected   bool
+	LinkError   string
+	Registry    bool // there is a registry
+	Revision    int64
+	StoreID     uint64
+	Generation  uint64
+	Services    int
+	Instances   int
+	Routes      int
+	Conflicts   int
+	Quarantined []membership.Quarantined
+	LastSync    time.Time
+}
+
+// Status returns the present state.
+func (c *Controller) Status(ctx context.Context) (Status, error) {
+	var s Status
+	ok := c.do(ctx, func() {
+		s = Status{
+			Synced: c.synced, Connected: c.link == nil && c.synced, Registry: c.Registry != nil,
+			Revision: c.fold.Revision(), StoreID: c.storeID, Generation: c.table.Generation,
+			Services: len(c.fold.Services()), Instances: c.fold.Instances(), Quarantined: c.fold.Quarantined(),
+		}
+		if c.link != nil {
+			s.LinkError = c.link.Error()
+		}
+		if rt := c.table.Router(); rt != nil {
+			s.Routes, s.Conflicts = len(rt.Routes), len(rt.Conflicts)
+		}
+		if n := c.counters.LastSync.Load(); n != 0 {
+			s.LastSync = time.Unix(0, n)
+		}
+	})
+	if !ok {
+		return s, endedOr(ctx)
+	}
+	return s, nil
+}
+
+// Instance is one instance as the control plane sees it.
+type Instance struct {
+	Record   registry.Instance
+	Verdict  membership.Verdict
+	Key      string
+	Static   bool
+	Endpoint *pool.Endpoint
+	Lease    int64
+	// CreateRevision and ModRevision are the store's; zero when static.
+	CreateRevision, ModRevision int64
+}
+
+// Service is a service with its instances.
+type Service struct {
+	Name      string
+	Policy    string
+	Shared    *pool.Service
+	Eligible  int // endpoints that may be picked now
+	Instances []Instance
+}
+
+// Services lists the services that have instances or a pool, by name; with a name, that one only.
+func (c *Controller) Services(ctx context.Context, name string) ([]Service, error) {
+	var list []Service
+	ok := c.do(ctx, func() {
+		names := slices.Sorted(maps.Keys(c.services))
+		if name != "" {
+			names = nil
+			if c.services[name] != nil {
+				names = []string{name}
+			}
+		}
+		for _, n := range names {
+			s := c.services[n]
+			v := Service{Name: n, Shared: s.shared}
+			if s.pool != nil {
+				v.Policy, v.Eligible = s.pool.Policy, s.pool.Len()
+			}
+			for _, m := range c.fold.Members(n) {
+				v.Instances = append(v.Instances, Instance{
+					Record: *m.Instance, Verdict: m.Verdict, Key: m.Key, Static: m.Static, Endpoint: m.Endpoint,
+					Lease: m.Lease, CreateRevision: m.CreateRevision, ModRevision: m.ModRevision,
+				})
+			}
+			list = append(list, v)
+		}
+	})
+	if !ok {
+		return nil, endedOr(ctx)
+	}
+	return list, nil
+}
+
+// Router returns the routes of the current table; nil before the first.
+func (c *Controller) Router() *route.Router { return c.Store.Load().Router() }
+
+func endedOr(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return ErrEnded
+}

@@ -1,0 +1,190 @@
+package http1
+
+import "strconv"
+
+// Headroom is how many bytes must be free before the input of [Chunked.Filter]: the length of the longest chunk line
+// that may have come in pieces, with the line end before it.
+const Headroom = 24
+
+// How much may stand between the data.
+const (
+	maxExtensions = 4 << 10 // of one message, in all
+	maxTrailers   = 8 << 10
+)
+
+// Chunked is a reader of the chunked coding (RFC 9112 §7.1) that turns its input, in place, into canonical chunks: sizes
+// without leading zeros, no extensions. Trailers are checked and, if Trailers is set, kept. With Decode set only the
+// data remains. The zero value begins at the first chunk.
+type Chunked struct {
+	Decode   bool
+	Trailers bool
+
+	state   chunkState
+	digits  int
+	left    uint64 // of the chunk's data
+	extra   int    // bytes of extensions so far
+	trailer int    // bytes of trailers so far
+	quoted  bool
+}
+
+type chunkState uint8
+
+const (
+	chunkSize chunkState = iota
+	chunkExt
+	chunkSizeLF
+	chunkData
+	chunkDataCR
+	chunkDataLF
+	trailerStart
+	trailerName
+	trailerValue
+	trailerLF
+	trailerEndLF
+	chunkDone
+)
+
+// Done reports whether the last byte of the message was consumed.
+func (c *Chunked) Done() bool { return c.state == chunkDone }
+
+// Filter reads b[from:to] and returns the place of the output, b[start:end], and how much of the input it consumed:
+// all of it, unless the message ended. There must be [Headroom] bytes before from. After an error nothing of the input
+// may be forwarded.
+func (c *Chunked) Filter(b []byte, from, to int) (start, end, consumed int, err *Error) {
+	w := from
+	if c.withholds() {
+		w -= Headroom
+	}
+	start = w
+	for i := from; i < to; {
+		ch := b[i]
+		switch c.state {
+		case chunkData:
+			n := min(uint64(to-i), c.left)
+			if w != i {
+				copy(b[w:], b[i:i+int(n)])
+			}
+			w += int(n)
+			i += int(n)
+			if c.left -= n; c.left == 0 {
+				c.state = chunkDataCR
+			}
+			continue
+		case chunkSize:
+			switch {
+			case isHex(ch):
+				if c.digits++; c.digits > 15 {
+					return 0, 0, 0, ErrChunk
+				}
+				c.left = c.left<<4 | uint64(unhex(ch))
+			case c.digits == 0:
+				return 0, 0, 0, ErrChunk
+			case ch == ';':
+				c.state = chunkExt
+			case ch == '\r':
+				c.state = chunkSizeLF
+			default:
+				return 0, 0, 0, ErrChunk
+			}
+		case chunkExt:
+			c.extra++
+			switch {
+			case c.extra > maxExtensions:
+				return 0, 0, 0, ErrChunkLong
+			case ch == '"':
+				c.quoted = !c.quoted
+			case ch == '\r' && !c.quoted:
+				c.state = chunkSizeLF
+			case ch < ' ' && ch != '\t' || ch == 0x7f:
+				return 0, 0, 0, ErrChunk
+			}
+		case chunkSizeLF:
+			if ch != '\n' {
+				return 0, 0, 0, ErrChunk
+			}
+			if !c.Decode {
+				w += len(strconv.AppendUint(b[w:w], c.left, 16))
+				w += copy(b[w:], "\r\n")
+			}
+			c.digits, c.state = 0, chunkData
+			if c.left == 0 {
+				c.state = trailerStart
+			}
+		case chunkDataCR:
+			if ch != '\r' {
+				return 0, 0, 0, ErrChunk
+			}
+			c.state = chunkDataLF
+		case chunkDataLF:
+			if ch != '\n' {
+				return 0, 0, 0, ErrChunk
+			}
+			if !c.Decode {
+				w += copy(b[w:], "\r\n")
+			}
+			c.state = chunkSize
+		default:
+			if ok := c.trailers(ch); !ok {
+				return 0, 0, 0, ErrChunk
+			}
+			if c.trailer++; c.trailer > maxTrailers {
+				return 0, 0, 0, ErrChunkLong
+			}
+			if c.Trailers && !c.Decode {
+				b[w] = ch
+				w++
+			}
+			if c.state == chunkDone {
+				if !c.Trailers && !c.Decode {
+					w += copy(b[w:], "\r\n")
+				}
+				return start, w, i + 1 - from, nil
+			}
+		}
+		i++
+	}
+	return start, w, to - from, nil
+}
+
+// withholds reports whether bytes were consumed that have not been written yet.
+func (c *Chunked) withholds() bool {
+	switch c.state {
+	case chunkSize:
+		return c.digits > 0
+	case chunkExt, chunkSizeLF, chunkDataLF, trailerEndLF:
+		return true
+	}
+	return false
+}
+
+// trailers reads one byte of the trailer section.
+func (c *Chunked) trailers(ch byte) bool {
+	switch c.state {
+	case trailerStart:
+		if ch == '\r' {
+			c.state = trailerEndLF
+			return true
+		}
+		c.state = trailerName
+		return tokens[ch]
+	case trailerName:
+		if ch == ':' {
+			c.state = trailerValue
+			return true
+		}
+		return tokens[ch]
+	case trailerValue:
+		if ch == '\r' {
+			c.state = trailerLF
+			return true
+		}
+		return ch >= ' ' && ch != 0x7f || ch == '\t'
+	case trailerLF:
+		c.state = trailerStart
+		return ch == '\n'
+	case trailerEndLF:
+		c.state = chunkDone
+		return ch == '\n'
+	}
+	return false
+}

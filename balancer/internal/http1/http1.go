@@ -1,0 +1,267 @@
+// Package http1 reads and writes HTTP/1.x messages as bytes: heads, framing, serialising.
+//
+// Everything here is a pure function over byte slices, or a small state machine fed with them: no connection, no
+// allocation, no clock. Reading is strict (RFC 9112, and stricter where leniency is what request smuggling is made of):
+// a message that two readers could understand differently is refused with an [Error] that says why and which status
+// answers it. What is written is canonical: hop-by-hop fields of the sender are removed first and ours are set after, so
+// nothing a sender names in its Connection field can remove what we set.
+//
+// A parsed [Request] or [Response] points into the bytes it was parsed from and is valid as long as they are.
+package http1
+
+// Limits of a head.
+const (
+	MaxHead   = 64 << 10 // bytes, request or status line and all fields
+	MaxFields = 100
+	MaxTarget = 16 << 10
+	maxMethod = 32
+	maxHost   = 255
+)
+
+// Error says why a message is refused. Errors of this package are all of this type, made once and comparable.
+type Error struct {
+	Status int    // the answer to the client, when a request was refused; 502 for responses
+	Text   string // the reason, fit for a client to read
+}
+
+func (e *Error) Error() string { return e.Text }
+
+func bad(text string) *Error      { return &Error{400, text} }
+func upstream(text string) *Error { return &Error{502, text} }
+
+// The reasons to refuse a request.
+var (
+	ErrLineEnd       = bad("line does not end in CRLF")
+	ErrRequestLine   = bad("malformed request line")
+	ErrVersion       = &Error{505, "HTTP version not supported"}
+	ErrMethod        = &Error{405, "method not allowed through this proxy"}
+	ErrMethodSyntax  = bad("malformed method")
+	ErrTarget        = bad("malformed request target")
+	ErrTargetLong    = &Error{414, "request target too long"}
+	ErrPercent       = bad("malformed percent-encoding in path")
+	ErrPath          = bad("ambiguous path")
+	ErrHeadLong      = &Error{431, "request header too large"}
+	ErrFields        = &Error{431, "too many header fields"}
+	ErrFieldName     = bad("malformed field name")
+	ErrFieldValue    = bad("malformed field value")
+	ErrFold          = bad("folded header line")
+	ErrHost          = bad("missing, repeated or malformed Host")
+	ErrHostMismatch  = bad("Host differs from request target")
+	ErrLength        = bad("malformed or repeated Content-Length")
+	ErrLengthAndTE   = bad("both Content-Length and Transfer-Encoding")
+	ErrTE            = bad("malformed or repeated Transfer-Encoding")
+	ErrTECoding      = &Error{501, "transfer coding not supported"}
+	ErrTEVersion     = bad("Transfer-Encoding in HTTP/1.0")
+	ErrExpect        = &Error{417, "expectation not supported"}
+	ErrConnection    = bad("malformed Connection")
+	ErrChunk         = bad("malformed chunk")
+	ErrChunkLong     = bad("chunk extensions or trailers too long")
+	ErrResponseHead  = upstream("malformed response head")
+	ErrResponseFrame = upstream("ambiguous response framing")
+)
+
+// Field is one header field of a parsed head.
+type Field struct {
+	Name, Value []byte // Value without surrounding white space
+	Kind        Kind
+	start, end  int // the whole line with its CRLF
+}
+
+// Kind tells apart the fields that a proxy must know.
+type Kind uint8
+
+// The kinds of fields; other is any that is simply passed on.
+const (
+	other Kind = iota
+	kindHost
+	kindContentLength
+	kindTransferEncoding
+	kindConnection
+	kindExpect
+	kindHop       // hop-by-hop whatever Connection says
+	kindTE        // hop-by-hop, but "trailers" is passed on
+	kindForwarded // says where a request came from: ours to set
+	kindVia
+)
+
+// kinds classifies by lower-case name. A name with underscores is classified as if they were hyphens, because many
+// servers do not tell the two apart; if that makes it one of these, it is dropped.
+var kinds = map[string]Kind{
+	"host": kindHost, "content-length": kindContentLength, "transfer-encoding": kindTransferEncoding,
+	"connection": kindConnection, "expect": kindExpect, "te": kindTE, "via": kindVia,
+	"keep-alive": kindHop, "proxy-connection": kindHop, "upgrade": kindHop, "http2-settings": kindHop,
+	"proxy-authorization": kindHop, "proxy": kindHop, "trailer": kindHop,
+	"forwarded": kindForwarded, "x-real-ip": kindForwarded, "x-original-url": kindForwarded,
+	"x-rewrite-url": kindForwarded, "x-client-cert": kindForwarded,
+}
+
+// longestKnown is the length of the longest name in kinds.
+const longestKnown = 19
+
+// mayBeKnown has a bit for every (length, first letter) among the names of kinds, so that most names need no look-up.
+var mayBeKnown = func() (m [longestKnown + 1]uint32) {
+	for name := range kinds {
+		m[len(name)] |= 1 << (name[0] - 'a')
+	}
+	return m
+}()
+
+const forwardedPrefix = "x-forwarded-"
+
+// classify returns the kind of a field name and whether it is written with underscores.
+func classify(name []byte) (k Kind, underscored bool) {
+	first := name[0] | 0x20
+	if first < 'a' || first > 'z' {
+		return other, false
+	}
+	x := first == 'x' && len(name) > len(forwardedPrefix)
+	if !x && (len(name) > longestKnown || mayBeKnown[len(name)]&(1<<(first-'a')) == 0) {
+		return other, false
+	}
+	var buf [longestKnown]byte
+	n := copy(buf[:], name)
+	for i, c := range buf[:n] {
+		switch {
+		case c >= 'A' && c <= 'Z':
+			buf[i] = c | 0x20
+		case c == '_':
+			buf[i], underscored = '-', true
+		}
+	}
+	if x && string(buf[:len(forwardedPrefix)]) == forwardedPrefix {
+		return kindForwarded, underscored
+	}
+	if len(name) > longestKnown {
+		return other, false
+	}
+	return kinds[string(buf[:n])], underscored
+}
+
+// Scanner finds the end of a head in bytes that arrive piece by piece, each looked at once. The zero value is ready.
+type Scanner struct {
+	pos  int // everything before was looked at
+	line int // where the present line begins
+}
+
+// Scan looks for the empty line in b, which holds all bytes so far. It returns the length of the head, or zero when more
+// bytes are needed. A line that ends in a bare LF is refused as soon as it is seen.
+func (s *Scanner) Scan(b []byte) (int, *Error) {
+	for s.pos < len(b) {
+		i := indexByte(b[s.pos:], '\n')
+		if i < 0 {
+			s.pos = len(b)
+			break
+		}
+		end := s.pos + i
+		if end == 0 || b[end-1] != '\r' {
+			return 0, ErrLineEnd
+		}
+		empty := end-1 == s.line
+		s.pos, s.line = end+1, end+1
+		if empty {
+			return end + 1, nil
+		}
+	}
+	if len(b) >= MaxHead {
+		if s.line == 0 {
+			return 0, ErrTargetLong
+		}
+		return 0, ErrHeadLong
+	}
+	return 0, nil
+}
+
+// parseFields parses the field lines of head from pos up to its empty line.
+func parseFields(head []byte, pos int, fields []Field) ([]Field, *Error) {
+	for pos < len(head)-2 {
+		rest := head[pos:]
+		eol := indexByte(rest, '\n')
+		line := rest[:eol-1]
+		if line[0] == ' ' || line[0] == '\t' {
+			return fields, ErrFold
+		}
+		colon := 0
+		for colon < len(line) && tokens[line[colon]] {
+			colon++
+		}
+		if colon == 0 || colon == len(line) || line[colon] != ':' {
+			return fields, ErrFieldName
+		}
+		if len(fields) == MaxFields {
+			return fields, ErrFields
+		}
+		value := trim(line[colon+1:])
+		if !validValue(value) {
+			return fields, ErrFieldValue
+		}
+		name := line[:colon]
+		kind, underscored := classify(name)
+		if underscored && kind != other {
+			kind = kindHop
+		}
+		fields = append(fields, Field{name, value, kind, pos, pos + eol + 1})
+		pos += eol + 1
+	}
+	return fields, nil
+}
+
+// connection reads a Connection field: whether it says close or keep-alive, and whether it names other fields.
+func connection(value []byte) (close, keep, names bool, err *Error) {
+	for len(value) > 0 {
+		var t []byte
+		t, value = nextElement(value)
+		switch {
+		case len(t) == 0:
+		case EqualFold(t, "close"):
+			close = true
+		case EqualFold(t, "keep-alive"):
+			keep = true
+		default:
+			if !isToken(t) {
+				return close, keep, names, ErrConnection
+			}
+			names = true
+		}
+	}
+	return close, keep, names, nil
+}
+
+// nextElement splits a comma-separated list.
+func nextElement(list []byte) (element, rest []byte) {
+	if i := indexByte(list, ','); i >= 0 {
+		return trim(list[:i]), list[i+1:]
+	}
+	return trim(list), nil
+}
+
+// named reports whether a Connection field of the message names this field.
+func named(fields []Field, name []byte) bool {
+	for i := range fields {
+		if fields[i].Kind != kindConnection {
+			continue
+		}
+		for rest := fields[i].Value; len(rest) > 0; {
+			var t []byte
+			t, rest = nextElement(rest)
+			if len(t) == len(name) && equalFoldBytes(t, name) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// parseLength reads a Content-Length: digits only, below 2^63.
+func parseLength(v []byte) (int64, bool) {
+	if len(v) == 0 || len(v) > 18 {
+		return 0, false
+	}
+	var n int64
+	for _, c := range v {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + int64(c-'0')
+	}
+	return n, true
+}

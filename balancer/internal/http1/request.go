@@ -1,0 +1,230 @@
+package http1
+
+import "bytes"
+
+// Request is a parsed request head.
+type Request struct {
+	Method []byte
+	// Path is normalised: dot segments resolved, unreserved characters decoded. It is what is matched and forwarded.
+	// For OPTIONS it may be "*".
+	Path []byte
+	// Query is what follows the path, with its "?"; verbatim.
+	Query []byte
+	// Host is lower-case, without port and trailing dot; empty for an HTTP/1.0 request without Host.
+	Host []byte
+	// Port is the port in Host or target, with its colon; usually empty.
+	Port   []byte
+	Fields []Field
+
+	Minor   int   // 0 or 1
+	Length  int64 // of the body; zero when there is none, -1 when chunked
+	Chunked bool
+	// KeepAlive says that the client wants to go on after the answer.
+	KeepAlive bool
+	// Continue says that the client waits for 100 (Continue) before sending the body.
+	Continue bool
+	// EncodedSlash says that Path holds %2F or %5C, which servers read in different ways.
+	EncodedSlash bool
+
+	hasLength bool
+
+	names bool   // Connection names fields
+	head  []byte // what was parsed
+	path  []byte // scratch for a normalised path
+}
+
+// Retryable reports whether the method is idempotent (RFC 9110 §9.2.2): doing it twice is doing it once.
+func (r *Request) Retryable() bool {
+	switch string(r.Method) {
+	case "GET", "HEAD", "OPTIONS", "PUT", "DELETE":
+		return true
+	}
+	return false
+}
+
+// IsHead reports whether the response has no body whatever its fields say.
+func (r *Request) IsHead() bool { return string(r.Method) == "HEAD" }
+
+// Parse reads a head that [Scanner.Scan] has found complete. head may be changed: the host is made lower-case.
+func (r *Request) Parse(head []byte) *Error {
+	*r = Request{head: head, path: r.path, Fields: r.Fields[:0]}
+	eol := indexByte(head, '\n')
+	target, err := r.requestLine(head[:eol-1])
+	if err != nil {
+		return err
+	}
+	if r.Fields, err = parseFields(head, eol+1, r.Fields); err != nil {
+		return err
+	}
+	authority, err := r.target(target)
+	if err != nil {
+		return err
+	}
+	return r.fields(authority)
+}
+
+// requestLine reads method and version and returns the target.
+func (r *Request) requestLine(line []byte) ([]byte, *Error) {
+	i := indexByte(line, ' ')
+	if i <= 0 {
+		return nil, ErrRequestLine
+	}
+	r.Method = line[:i]
+	if i > maxMethod || !isToken(r.Method) {
+		return nil, ErrMethodSyntax
+	}
+	line = line[i+1:]
+	if i = indexByte(line, ' '); i <= 0 {
+		return nil, ErrRequestLine
+	}
+	target, version := line[:i], line[i+1:]
+	switch string(version) {
+	case "HTTP/1.1":
+		r.Minor = 1
+	case "HTTP/1.0":
+	default:
+		if len(version) == 8 && string(version[:5]) == "HTTP/" && version[6] == '.' &&
+			version[5] >= '0' && version[5] <= '9' && version[7] >= '0' && version[7] <= '9' {
+			return nil, ErrVersion
+		}
+		return nil, ErrRequestLine
+	}
+	if len(target) > MaxTarget {
+		return nil, ErrTargetLong
+	}
+	switch string(r.Method) {
+	case "CONNECT", "TRACE", "PRI":
+		return nil, ErrMethod
+	}
+	return target, nil
+}
+
+// target takes the target apart and returns the authority of an absolute one.
+func (r *Request) target(t []byte) (authority []byte, err *Error) {
+	if len(t) == 1 && t[0] == '*' {
+		if string(r.Method) != "OPTIONS" {
+			return nil, ErrTarget
+		}
+		r.Path = t
+		return nil, nil
+	}
+	if t[0] != '/' { // absolute form: http://authority/path
+		n := 0
+		switch {
+		case len(t) > 7 && EqualFold(t[:7], "http://"):
+			n = 7
+		case len(t) > 8 && EqualFold(t[:8], "https://"):
+			n = 8
+		default:
+			return nil, ErrTarget
+		}
+		t = t[n:]
+		end := bytes.IndexAny(t, "/?#")
+		if end < 0 {
+			end = len(t)
+		}
+		authority, t = t[:end], t[end:]
+		if len(authority) == 0 {
+			return nil, ErrTarget
+		}
+	}
+	path := t
+	if i := indexByte(t, '?'); i >= 0 {
+		path, r.Query = t[:i], t[i:]
+		if err := checkQuery(r.Query); err != nil {
+			return nil, err
+		}
+	}
+	if len(path) == 0 {
+		path = slash // http://authority or http://authority?query
+	}
+	return authority, r.normalise(path)
+}
+
+var slash = []byte{'/'}
+
+// checkQuery refuses what may not stand in a target. Malformed percent-encoding is the upstream's to judge.
+func checkQuery(q []byte) *Error {
+	for _, c := range q {
+		if c <= ' ' || c >= 0x7f || c == '#' {
+			return ErrTarget
+		}
+	}
+	return nil
+}
+
+// fields reads the fields that decide on host, framing and connection.
+func (r *Request) fields(authority []byte) *Error {
+	var host, te []byte
+	hosts, lengths, tes := 0, 0, 0
+	closing, keep := false, false
+	for i := range r.Fields {
+		f := &r.Fields[i]
+		switch f.Kind {
+		case kindHost:
+			host = f.Value
+			hosts++
+		case kindContentLength:
+			n, ok := parseLength(f.Value)
+			if !ok {
+				return ErrLength
+			}
+			r.Length = n
+			lengths++
+		case kindTransferEncoding:
+			te = f.Value
+			tes++
+		case kindConnection:
+			c, k, names, err := connection(f.Value)
+			if err != nil {
+				return err
+			}
+			closing, keep, r.names = closing || c, keep || k, r.names || names
+		case kindExpect:
+			if !EqualFold(f.Value, "100-continue") {
+				return ErrExpect
+			}
+			r.Continue = r.Minor == 1
+		}
+	}
+	switch {
+	case lengths > 1:
+		return ErrLength
+	case tes > 0 && lengths > 0:
+		return ErrLengthAndTE
+	case tes > 1:
+		return ErrTE
+	case tes == 1 && r.Minor == 0:
+		return ErrTEVersion
+	case tes == 1 && EqualFold(te, "chunked"):
+		r.Chunked, r.Length = true, -1
+	case tes == 1 && isToken(te):
+		return ErrTECoding
+	case tes == 1:
+		return ErrTE
+	}
+	r.hasLength = lengths == 1
+	r.KeepAlive = !closing && (r.Minor == 1 || keep)
+	if hosts > 1 || hosts == 0 && r.Minor == 1 {
+		return ErrHost
+	}
+	if hosts == 0 {
+		host = authority
+	} else if authority != nil && (len(authority) != len(host) || !equalFoldBytes(authority, host)) {
+		return ErrHostMismatch
+	}
+	if hosts == 0 && authority == nil {
+		return nil
+	}
+	return r.host(host)
+}
+
+// UserAgent is the value of the User-Agent field, or nil.
+func (r *Request) UserAgent() []byte {
+	for i := range r.Fields {
+		if f := &r.Fields[i]; len(f.Name) == 10 && EqualFold(f.Name, "user-agent") {
+			return f.Value
+		}
+	}
+	return nil
+}

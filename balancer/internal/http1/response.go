@@ -1,0 +1,97 @@
+package http1
+
+// Response is a parsed response head.
+type Response struct {
+	Status int
+	Reason []byte
+	Fields []Field
+
+	Minor   int   // 0 or 1
+	Length  int64 // of the body; zero when there is none, -1 when chunked or until close
+	Chunked bool
+	// UntilClose says that the body ends with the connection.
+	UntilClose bool
+	// KeepAlive says that the upstream connection can be used again after the body.
+	KeepAlive bool
+	// HasLength says that there was a Content-Length; for HEAD and 304 it is kept though there is no body.
+	HasLength bool
+
+	names  bool
+	length []byte
+	head   []byte
+}
+
+// Parse reads the head of the answer to a request; head tells that the request was HEAD. All errors have status 502.
+func (r *Response) Parse(b []byte, head bool) *Error {
+	*r = Response{head: b, Fields: r.Fields[:0]}
+	eol := indexByte(b, '\n')
+	line := b[:eol-1]
+	if len(line) < 12 || string(line[:7]) != "HTTP/1." || line[8] != ' ' || line[7] != '0' && line[7] != '1' {
+		return ErrResponseHead
+	}
+	r.Minor = int(line[7] - '0')
+	for _, c := range line[9:12] {
+		if c < '0' || c > '9' {
+			return ErrResponseHead
+		}
+		r.Status = r.Status*10 + int(c-'0')
+	}
+	if r.Status < 100 || r.Status > 599 {
+		return ErrResponseHead
+	}
+	if len(line) > 12 {
+		if line[12] != ' ' || !validValue(line[13:]) {
+			return ErrResponseHead
+		}
+		r.Reason = line[13:]
+	}
+	var err *Error
+	if r.Fields, err = parseFields(b, eol+1, r.Fields); err != nil {
+		return ErrResponseHead
+	}
+	return r.framing(head)
+}
+
+func (r *Response) framing(head bool) *Error {
+	lengths, tes := 0, 0
+	closing, keep := false, false
+	for i := range r.Fields {
+		f := &r.Fields[i]
+		switch f.Kind {
+		case kindContentLength:
+			n, ok := parseLength(f.Value)
+			if !ok {
+				return ErrResponseFrame
+			}
+			r.Length, r.length = n, f.Value
+			lengths++
+		case kindTransferEncoding:
+			if !EqualFold(f.Value, "chunked") || r.Minor == 0 {
+				return ErrResponseFrame
+			}
+			tes++
+		case kindConnection:
+			c, k, names, err := connection(f.Value)
+			if err != nil {
+				return ErrResponseHead
+			}
+			closing, keep, r.names = closing || c, keep || k, r.names || names
+		}
+	}
+	if lengths > 1 || tes > 1 || lengths+tes > 1 {
+		return ErrResponseFrame
+	}
+	r.KeepAlive = !closing && (r.Minor == 1 || keep)
+	r.HasLength = lengths == 1
+	switch {
+	case r.Status < 200 || r.Status == 204:
+		r.Length, r.HasLength = 0, false
+	case head || r.Status == 304:
+		r.Length = 0
+	case tes == 1:
+		r.Chunked, r.Length = true, -1
+	case lengths == 0:
+		r.UntilClose, r.Length, r.KeepAlive = true, -1, false
+	}
+	return nil
+}

@@ -1,0 +1,350 @@
+// Package membership folds registry updates into who is eligible, and why.
+//
+// A [Fold] is pure: it holds no clock, starts nothing and talks to nobody. It takes updates in order and keeps, for each
+// service, its instances with a [Verdict] each. Endpoints live here: an instance keeps its endpoint, and with it the
+// counters, as long as service, id, incarnation and address stay the same, and the endpoint is retired with it.
+//
+// What cannot be read is quarantined: set aside with its reason and shown. An instance whose record becomes unreadable
+// keeps its last good record until the key is deleted. A record that names an address which another, younger record of
+// the same service names too is replaced by it: one live instance is never listed twice.
+//
+// A Fold may be used by one goroutine at a time.
+package membership
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/rota-lb/rota/balancer/pool"
+	"github.com/rota-lb/rota/registry"
+)
+
+// State is what the balancer makes of an instance.
+type State string
+
+// The states. Only Ready takes new exchanges.
+const (
+	Ready    State = "ready"
+	Starting State = "starting"
+	Draining State = "draining"
+	Replaced State = "replaced"
+)
+
+// Verdict says how an instance stands and why.
+type Verdict struct {
+	State    State
+	Reason   string
+	Revision int64 // of the key that decided it
+}
+
+// Member is one instance of a service.
+type Member struct {
+	Instance *registry.Instance
+	Endpoint *pool.Endpoint
+	Verdict  Verdict
+	Key      string
+	Static   bool // from the configuration file
+	Lease    int64
+	// CreateRevision and ModRevision are the store's; zero when static.
+	CreateRevision, ModRevision int64
+}
+
+// Quarantined is a key that was set aside.
+type Quarantined struct {
+	Key      string
+	Service  string // empty when the key names none
+	Reason   string
+	Revision int64
+	Value    []byte // shortened
+	// Serving says that the last good record of the key is still in use.
+	Serving bool
+}
+
+// Fold is the state of membership. Use [New].
+type Fold struct {
+	services    map[string]map[string]*Member // service, id
+	statics     map[string]map[string]*Member
+	quarantined map[string]Quarantined
+	instances   int
+	revision    int64
+}
+
+// New makes an empty fold.
+func New() *Fold {
+	return &Fold{
+		services: map[string]map[string]*Member{}, statics: map[string]map[string]*Member{},
+		quarantined: map[string]Quarantined{},
+	}
+}
+
+// Revision is the store's revision folded last.
+func (f *Fold) Revision() int64 { return f.revision }
+
+// Instances is the number of instances held, static ones not counted.
+func (f *Fold) Instances() int { return f.instances }
+
+// Apply folds the instances of an update and marks the services that it touched. Changes of other kinds are not looked at,
+// except that what the registry could not read is quarantined whatever it was.
+func (f *Fold) Apply(u registry.Update, touched map[string]bool) {
+	if u.Err != nil {
+		return
+	}
+	f.revision = max(f.revision, u.Revision)
+	if u.Reset {
+		f.revision = u.Revision
+		f.reset(u, touched)
+	}
+	for i := range u.Changes {
+		f.change(&u.Changes[i], touched)
+	}
+}
+
+// reset removes what the complete content does not have.
+func (f *Fold) reset(u registry.Update, touched map[string]bool) {
+	present := make(map[string]bool, len(u.Changes))
+	for i := range u.Changes {
+		present[u.Changes[i].Key] = true
+	}
+	for service, members := range f.services {
+		for id, m := range members {
+			if !present[m.Key] {
+				f.remove(service, id, touched)
+			}
+		}
+	}
+	for key := range f.quarantined {
+		if !present[key] {
+			delete(f.quarantined, key)
+		}
+	}
+}
+
+func (f *Fold) change(c *registry.Change, touched map[string]bool) {
+	switch {
+	case c.Deleted:
+		delete(f.quarantined, c.Key)
+		if c.Kind == registry.KindInstance {
+			f.remove(c.Service, c.ID, touched)
+		}
+	case c.Err != nil:
+		f.Quarantine(c, c.Err)
+	case c.Kind == registry.KindInstance:
+		f.put(c, touched)
+	}
+}
+
+// Quarantine sets a key aside.
+func (f *Fold) Quarantine(c *registry.Change, reason error) {
+	const shown = 200
+	_, serving := f.services[c.Service][c.ID]
+	f.quarantined[c.Key] = Quarantined{
+		Key: c.Key, Service: c.Service, Reason: reason.Error(), Revision: c.ModRevision,
+		Value: slices.Clone(c.Value[:min(shown, len(c.Value))]), Serving: serving && c.Kind == registry.KindInstance,
+	}
+}
+
+// Release takes a key out of quarantine.
+func (f *Fold) Release(key string) { delete(f.quarantined, key) }
+
+func (f *Fold) put(c *registry.Change, touched map[string]bool) {
+	addr, err := dialable(c.Instance)
+	if err != nil {
+		f.Quarantine(c, err)
+		return
+	}
+	delete(f.quarantined, c.Key)
+	members := f.services[c.Service]
+	if members == nil {
+		members = map[string]*Member{}
+		f.services[c.Service] = members
+	}
+	key := pool.Key{Service: c.Service, ID: c.ID, Incarnation: c.Instance.Incarnation, Address: addr}
+	m := &Member{
+		Instance: c.Instance, Key: c.Key, Lease: c.Lease,
+		CreateRevision: c.CreateRevision, ModRevision: c.ModRevision,
+	}
+	switch old := members[c.ID]; {
+	case old == nil:
+		f.instances++
+		m.Endpoint = pool.NewEndpoint(key)
+	case old.Endpoint.Key == key:
+		m.Endpoint = old.Endpoint
+	default:
+		old.Endpoint.Retire()
+		m.Endpoint = pool.NewEndpoint(key)
+	}
+	m.Verdict = verdict(m)
+	members[c.ID] = m
+	touched[c.Service] = true
+}
+
+func (f *Fold) remove(service, id string, touched map[string]bool) {
+	members := f.services[service]
+	m := members[id]
+	if m == nil {
+		return
+	}
+	m.Endpoint.Retire()
+	f.instances--
+	touched[service] = true
+	if delete(members, id); len(members) == 0 {
+		delete(f.services, service)
+	}
+}
+
+// SetStatic replaces the static instances of all services.
+func (f *Fold) SetStatic(services map[string][]registry.Instance, touched map[string]bool) error {
+	old := f.statics
+	f.statics = map[string]map[string]*Member{}
+	for service := range old {
+		touched[service] = true
+	}
+	for service, list := range services {
+		touched[service] = true
+		f.statics[service] = map[string]*Member{}
+		for i := range list {
+			in := list[i]
+			addr, err := dialable(&in)
+			if err != nil {
+				return fmt.Errorf("service %s, instance %s: %w", service, in.Address, err)
+			}
+			key := pool.Key{Service: service, ID: in.Address, Address: addr}
+			m := &Member{Instance: &in, Static: true, Verdict: Verdict{State: Ready, Reason: "listed in the configuration file"}}
+			if o := old[service][in.Address]; o != nil && o.Endpoint.Key == key {
+				m.Endpoint = o.Endpoint
+				delete(old[service], in.Address)
+			} else {
+				m.Endpoint = pool.NewEndpoint(key)
+			}
+			f.statics[service][in.Address] = m
+		}
+	}
+	for _, members := range old {
+		for _, m := range members {
+			m.Endpoint.Retire()
+		}
+	}
+	return nil
+}
+
+// verdict judges an instance by itself.
+func verdict(m *Member) Verdict {
+	v := Verdict{Revision: m.ModRevision}
+	switch m.Instance.State {
+	case registry.Starting:
+		v.State, v.Reason = Starting, "it says it is starting"
+	case registry.Draining:
+		v.State, v.Reason = Draining, "it says it is draining"
+	default:
+		v.State, v.Reason = Ready, "registered"
+	}
+	return v
+}
+
+// Members lists the members of a service by id, verdicts included.
+func (f *Fold) Members(service string) []*Member {
+	list := make([]*Member, 0, len(f.services[service])+len(f.statics[service]))
+	for _, m := range f.services[service] {
+		list = append(list, m)
+	}
+	for _, m := range f.statics[service] {
+		list = append(list, m)
+	}
+	slices.SortFunc(list, func(a, b *Member) int {
+		return cmp.Or(strings.Compare(a.Endpoint.ID, b.Endpoint.ID), cmp.Compare(a.CreateRevision, b.CreateRevision))
+	})
+	return list
+}
+
+// Eligible judges the members of a service against one another and returns those that take new exchanges, by id, as a
+// pool wants them.
+func (f *Fold) Eligible(service string) []pool.Member {
+	list := f.Members(service)
+	owner := make(map[netip.AddrPort]*Member, len(list))
+	for _, m := range list {
+		if m.Verdict.State == Replaced { // judged anew: the other one may have gone
+			m.Verdict = verdict(m)
+		}
+		if m.Verdict.State != Ready {
+			continue
+		}
+		o := owner[m.Endpoint.Address]
+		if o == nil {
+			owner[m.Endpoint.Address] = m
+			continue
+		}
+		if o.CreateRevision > m.CreateRevision {
+			o, m = m, o
+		}
+		o.Verdict = Verdict{Replaced, "another instance, " + m.Endpoint.ID + ", has registered the same address", m.CreateRevision}
+		owner[m.Endpoint.Address] = m
+	}
+	members := make([]pool.Member, 0, len(owner))
+	for _, m := range list {
+		if m.Verdict.State == Ready {
+			members = append(members, pool.Member{Endpoint: m.Endpoint, Weight: m.Instance.EffectiveWeight()})
+		}
+	}
+	return members
+}
+
+// Services lists the names of services that have members, sorted.
+func (f *Fold) Services() []string {
+	names := make(map[string]bool, len(f.services))
+	for s := range f.services {
+		names[s] = true
+	}
+	for s := range f.statics {
+		names[s] = true
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// Has reports whether a service has members.
+func (f *Fold) Has(service string) bool {
+	return len(f.services[service]) > 0 || len(f.statics[service]) > 0
+}
+
+// Quarantined lists what was set aside, by key.
+func (f *Fold) Quarantined() []Quarantined {
+	return slices.SortedFunc(maps.Values(f.quarantined), func(a, b Quarantined) int { return strings.Compare(a.Key, b.Key) })
+}
+
+// QuarantinedCount is the number of keys set aside.
+func (f *Fold) QuarantinedCount() int { return len(f.quarantined) }
+
+// dialable returns the address of an instance as a balancer dials it. Names are not resolved, but for localhost: the data
+// plane knows no DNS.
+func dialable(in *registry.Instance) (netip.AddrPort, error) {
+	host, port, err := registry.ParseAddress(in.Address)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("address %q is a name: register an IP address, names are not resolved", in.Address)
+	}
+	ip = ip.Unmap()
+	switch {
+	case ip.IsUnspecified(), ip.IsMulticast(), ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return netip.AddrPort{}, fmt.Errorf("address %q cannot be dialled: register the address of one interface", in.Address)
+	case ip.IsLinkLocalUnicast(), ip == metadata6:
+		return netip.AddrPort{}, fmt.Errorf("address %q is link-local: such addresses are never dialled, they hold metadata services", in.Address)
+	}
+	switch p := in.Protocol; p {
+	case "", registry.HTTP:
+	default:
+		return netip.AddrPort{}, fmt.Errorf("protocol %q is not supported by this balancer yet: only http is", p)
+	}
+	return netip.AddrPortFrom(ip, uint16(port)), nil
+}
+
+// metadata6 is where a cloud's metadata service answers over IPv6.
+var metadata6 = netip.MustParseAddr("fd00:ec2::254")

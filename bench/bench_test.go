@@ -1,0 +1,119 @@
+//go:build linux
+
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestParseWrk(t *testing.T) {
+	got, err := parseWrk(`Running 3s test @ http://127.0.0.1:8080/1k
+  1 threads and 64 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     0.98ms  312.00us  12.41ms   93.31%
+    Req/Sec    65.21k     2.11k   69.02k    80.00%
+  Latency Distribution
+     50%  835.00us
+     75%    1.02ms
+     90%    1.21ms
+     99%    1.62ms
+  194552 requests in 3.00s, 243.25MB read
+Requests/sec:  64850.71
+Transfer/sec:     81.08MB
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := load{requests: 194552, bytes: 255066112, perSec: 64850.71, p50: 835 * time.Microsecond, p99: 1620 * time.Microsecond}
+	if got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+
+	got, err = parseWrk(`  10 requests in 1.00m, 900.00B read
+  Socket errors: connect 0, read 3, write 0, timeout 1
+  Non-2xx or 3xx responses: 7
+Requests/sec:      0.17
+`)
+	if err != nil || got.bytes != 900 || got.errors != "socket errors: connect 0, read 3, write 0, timeout 1, 7 answers not 2xx" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := parseWrk("unable to connect to 127.0.0.1:1 Connection refused"); err == nil {
+		t.Error("accepted")
+	}
+}
+
+func TestParseStatus(t *testing.T) {
+	got, err := parseStatus("Active connections: 3 \nserver accepts handled requests\n 65 65 203506 \nReading: 0 Writing: 1 Waiting: 2 \n")
+	if want := (counters{65, 203506}); err != nil || got != want {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := parseStatus("<html>\n404\nnot found\n"); err == nil {
+		t.Error("accepted")
+	}
+}
+
+func TestParseStrace(t *testing.T) {
+	calls, err := parseStrace("strace: Process 12 attached\n    calls syscall\n--------- ----------------\n     2001 recvfrom\n     1999 sendto\n        1 read\n       60 epoll_wait\n        9 getrandom\n--------- ----------------\n     4070 total\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := classify(calls)
+	if got["receive"] != 2002 || got["send"] != 1999 || got["socket"] != 4001 || got["epoll_wait"] != 60 || got["other"] != 9 {
+		t.Errorf("%v", got)
+	}
+	if _, err := parseStrace("strace: attach: Operation not permitted"); err == nil {
+		t.Error("accepted")
+	}
+}
+
+func TestParseMetric(t *testing.T) {
+	text := "# TYPE go_memstats_mallocs_total counter\ngo_memstats_mallocs_total 1.5e+06\ngo_memstats_mallocs_total_other 2\n"
+	if got, err := parseMetric(text, mallocs); err != nil || got != 1.5e6 {
+		t.Errorf("%v, %v", got, err)
+	}
+	if _, err := parseMetric(text, "absent"); err == nil {
+		t.Error("found")
+	}
+}
+
+func TestReport(t *testing.T) {
+	turns := func(cpu ...float64) (out []turn) {
+		for i, c := range cpu {
+			out = append(out, turn{Round: i, CPU: c})
+		}
+		return out
+	}
+	idle := 640.0
+	r := report{Results: []*result{
+		{Name: "floor", Turns: turns(10, 20, 12)},
+		{Name: "rota", Version: "1.2", Turns: turns(11, 24, 12), Syscalls: map[string]float64{"socket": 4, "receive": 2, "send": 2, "futex": 0.5}, IdleBytes: &idle},
+		{Name: "nginx", Turns: turns(20, 22), Unfair: "7 answers\nnot 2xx"},
+	}}
+	r.Results[0].Turns[1].Steal = 0.02
+	got := r.markdown()
+	for _, want := range []string{
+		// Round by round the ratios are 1.1, 1.2, 1.0; nginx is not compared.
+		"| rota  | 12.00 (11.00–24.00) | 0.00      | 0          | 0      | 0      | 1.10          | –             | –               |\n",
+		"| rota | 4.00                 | 2.00    | 2.00 | 0.00       | 0.50        | 640                       | –                   |\n",
+		"- nginx is not compared: 7 answers not 2xx\n",
+		"- round 2, floor: the hypervisor took 2.0 % of the machine\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no line\n%s in\n%s", want, got)
+		}
+	}
+	if got := r.unfair(); len(got) != 1 {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestMedian(t *testing.T) {
+	if got := median([]float64{3, 1, 2}); got != 2 {
+		t.Error(got)
+	}
+	if got := median([]float64{4, 1, 2, 3}); got != 2.5 {
+		t.Error(got)
+	}
+}

@@ -1,0 +1,207 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/rota-lb/rota/bench/internal/rig"
+)
+
+// contestant is a proxy that can be started in front of one upstream.
+type contestant struct {
+	name    string
+	version string
+	// copies means that it only copies bytes: it adds no header and pools no upstream connection.
+	copies bool
+	start  func(r *rig.Rig, listen, upstream string) (*running, error)
+}
+
+// running is a started contestant.
+type running struct {
+	*rig.Process
+	address string
+	metrics string // URL of Prometheus metrics, or empty
+}
+
+// find makes the contestant of that name.
+func find(ctx context.Context, r *rig.Rig, name string, o *options) (*contestant, error) {
+	switch name {
+	case "floor":
+		return floor(ctx, r)
+	case "rota":
+		return rota(ctx, r, o.rota)
+	case "nginx":
+		return &contestant{name: name, version: version("nginx", "-v"), start: startNginx}, need("nginx")
+	case "haproxy":
+		return &contestant{name: name, version: version("haproxy", "-v"), start: startHAProxy}, need("haproxy")
+	}
+	return nil, fmt.Errorf("unknown contestant %q: there are floor, rota, nginx, haproxy, and -extra", name)
+}
+
+func need(tool string) error {
+	if _, err := exec.LookPath(tool); err != nil {
+		return fmt.Errorf("%s is needed: apt install %s, or leave it out with -contestants", tool, tool)
+	}
+	return nil
+}
+
+var versionNumber = regexp.MustCompile(`[0-9]+\.[0-9]+[0-9A-Za-z.+~-]*`)
+
+// version is the first thing in a program's answer that looks like one.
+func version(argv ...string) string {
+	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+	if err != nil {
+		return ""
+	}
+	if v := versionNumber.FindString(string(out)); v != "" {
+		return v
+	}
+	first, _, _ := strings.Cut(string(out), "\n")
+	return first
+}
+
+//go:embed floor/floor.c
+var floorSource string
+
+func floor(ctx context.Context, r *rig.Rig) (*contestant, error) {
+	source, err := r.File("floor.c", floorSource)
+	if err != nil {
+		return nil, err
+	}
+	binary := filepath.Join(r.Dir, "floor")
+	out, err := exec.CommandContext(ctx, "cc", "-O2", "-o", binary, source, "-pthread").CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("compiling the floor: %w\n%s", err, out)
+	}
+	return &contestant{name: "floor", copies: true, start: func(r *rig.Rig, listen, upstream string) (*running, error) {
+		_, port, err := net.SplitHostPort(listen)
+		if err != nil {
+			return nil, err
+		}
+		_, upstreamPort, err := net.SplitHostPort(upstream)
+		if err != nil {
+			return nil, err
+		}
+		p, err := r.Start("floor", nil, binary, port, upstreamPort, fmt.Sprint(workers))
+		return &running{Process: p, address: listen}, err
+	}}, nil
+}
+
+func rota(ctx context.Context, r *rig.Rig, binary string) (*contestant, error) {
+	if binary == "" {
+		var err error
+		if binary, err = r.Build(ctx); err != nil {
+			return nil, err
+		}
+	}
+	binary, err := filepath.Abs(binary)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(binary); err != nil {
+		return nil, err
+	}
+	c := &contestant{name: "rota", version: version(binary, "version")}
+	c.start = func(r *rig.Rig, listen, upstream string) (*running, error) {
+		admin, err := rig.Address()
+		if err != nil {
+			return nil, err
+		}
+		config, err := r.File("rota.yaml", fmt.Sprintf(`etcd: {disabled: true}
+listeners: [{address: "%s"}]
+admin: {address: "%s"}
+loops: %d
+grace: 0s
+log: {level: warn, access: "off"}
+routes: [{name: b, path: /, service: b}]
+services: {b: {instances: [{address: "%s"}]}}
+`, listen, admin, workers, upstream))
+		if err != nil {
+			return nil, err
+		}
+		p, err := r.Start("rota", nil, binary, "serve", "-c", config)
+		return &running{Process: p, address: listen, metrics: "http://" + admin + "/metrics"}, err
+	}
+	return c, nil
+}
+
+func startNginx(r *rig.Rig, listen, upstream string) (*running, error) {
+	config, err := r.File("nginx.conf", fmt.Sprintf(`daemon off;
+worker_processes %d;
+worker_rlimit_nofile 20000;
+pid nginx.pid;
+error_log stderr crit;
+events { worker_connections 9000; accept_mutex off; }
+http {
+  access_log off; server_tokens off; tcp_nodelay on;
+  keepalive_timeout 1h; keepalive_requests 1000000000;
+  proxy_temp_path proxy_temp; client_body_temp_path body_temp;
+  fastcgi_temp_path fastcgi_temp; uwsgi_temp_path uwsgi_temp; scgi_temp_path scgi_temp;
+  proxy_http_version 1.1;
+  proxy_set_header Connection "";
+  proxy_set_header Host $host;
+  proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+  proxy_max_temp_file_size 0; proxy_buffers 8 16k;
+  upstream b {
+    zone b 1m;
+    server %s max_fails=0;
+    keepalive 1024; keepalive_requests 1000000000; keepalive_timeout 1h;
+  }
+  server { listen %s reuseport backlog=4096; location / { proxy_pass http://b; } }
+}
+`, workers, upstream, listen))
+	if err != nil {
+		return nil, err
+	}
+	p, err := r.Start("nginx", nil, "nginx", "-e", "stderr", "-p", filepath.Dir(config), "-c", config)
+	return &running{Process: p, address: listen}, err
+}
+
+func startHAProxy(r *rig.Rig, listen, upstream string) (*running, error) {
+	config, err := r.File("haproxy.cfg", fmt.Sprintf(`global
+  nbthread %d
+  maxconn 9000
+defaults
+  mode http
+  timeout connect 2s
+  timeout client 1h
+  timeout server 1h
+  http-reuse always
+  option http-keep-alive
+  retries 1
+frontend f
+  bind %s shards by-thread
+  option forwardfor
+  default_backend b
+backend b
+  balance roundrobin
+  server s1 %s pool-max-conn -1 pool-purge-delay 1h
+`, workers, listen, upstream))
+	if err != nil {
+		return nil, err
+	}
+	p, err := r.Start("haproxy", nil, "haproxy", "-db", "-q", "-f", config)
+	return &running{Process: p, address: listen}, err
+}
+
+// extra makes a contestant from name=command.
+func extra(spec string) *contestant {
+	name, command, _ := strings.Cut(spec, "=")
+	return &contestant{name: name, start: func(r *rig.Rig, listen, upstream string) (*running, error) {
+		_, port, err := net.SplitHostPort(listen)
+		if err != nil {
+			return nil, err
+		}
+		p, err := r.Start(name, []string{"PORT=" + port, "UPSTREAM=" + upstream}, "sh", "-c", "exec "+command)
+		return &running{Process: p, address: listen}, err
+	}}
+}

@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+
+	"github.com/rota-lb/rota/balancer"
+	"github.com/rota-lb/rota/config"
+	"github.com/rota-lb/rota/registry"
+	registryetcd "github.com/rota-lb/rota/registry/etcd"
+)
+
+func devCommand() *cobra.Command {
+	var o overrides
+	cmd := &cobra.Command{
+		Use:   "dev",
+		Short: "See it work: etcd inside, three sample instances, auto routes",
+		Long: `Run etcd, the balancer and three instances of a sample service in this process.
+Nothing needs to be installed and nothing is kept: the data is removed at the end.
+A port that is taken is replaced by a free one, which is said.`,
+		Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return dev(cmd, &o) },
+	}
+	o.flags(cmd)
+	return cmd
+}
+
+func dev(cmd *cobra.Command, o *overrides) error {
+	out := cmd.OutOrStdout()
+	cfg := config.Default()
+	cfg.Log.Access, cfg.Log.Level, cfg.AutoRoutes = "off", "warn", true
+	o.apply(cmd, cfg)
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	log, _, err := newLogger(cfg.Log.Level)
+	if err != nil {
+		return err
+	}
+	defer log.Sync()
+
+	store, err := startEtcd(out, log)
+	if err != nil {
+		return err
+	}
+	defer store.stop()
+	cfg.Etcd.Endpoints = []string{store.endpoint}
+
+	for i := range cfg.Listeners {
+		cfg.Listeners[i].Address = freeAddress(out, "balancer", cfg.Listeners[i].Address)
+	}
+	if cfg.Admin.Address != "off" {
+		cfg.Admin.Address = freeAddress(out, "admin API", cfg.Admin.Address)
+	}
+	client, err := connect(cfg.Etcd, log)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	b, err := balancer.New(cfg, balancer.Options{Registry: client, Logger: log, Version: versionText()})
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(cmd.Context())
+	var samples sync.WaitGroup
+	defer samples.Wait()
+	defer stop()
+	for i := range 3 {
+		samples.Go(func() {
+			if err := hello(ctx, store.endpoint, "hello-"+strconv.Itoa(i+1), cfg.Etcd.Prefix); err != nil {
+				log.Error("sample instance ended", zap.Error(err))
+			}
+		})
+	}
+	go func() {
+		select {
+		case <-b.Opened():
+			welcome(out, b, store.endpoint, cfg.Etcd.Prefix)
+		case <-ctx.Done():
+		}
+	}()
+	return runUntilSignal(ctx, b, log, nil)
+}
+
+// welcome says what runs and what to type next.
+func welcome(out io.Writer, b *balancer.Balancer, endpoint, prefix string) {
+	_, port, _ := net.SplitHostPort(b.Addresses()[0].String())
+	etcdctl := "etcdctl"
+	if endpoint != "127.0.0.1:2379" {
+		etcdctl += " --endpoints " + endpoint
+	}
+	fmt.Fprintf(out, `
+rota dev is ready. One etcd member, not for production; its data goes when you stop it.
+
+  balancer   http://localhost:%[1]s
+  etcd       %[2]s
+`, port, endpoint)
+	if a := b.AdminAddress(); a != nil {
+		fmt.Fprintf(out, "  admin API  http://%s/api/v1/status\n", a)
+	}
+	fmt.Fprintf(out, `
+In another terminal:
+
+  curl http://hello.localhost:%[1]s/             three instances answer in turn
+  curl http://localhost:%[1]s/hello/             the same by path
+  %[2]s get --prefix %[3]s/services/   who is registered
+  rota instances ls                           the same, with what the balancer makes of it
+
+Register anything that listens, from any language, and it is routed at once:
+
+  python3 -m http.server 9001 --bind 127.0.0.1 &
+  %[2]s put %[3]s/services/web/a 127.0.0.1:9001
+  curl http://web.localhost:%[1]s/
+
+Ctrl-C stops everything.
+`, port, etcdctl, prefix)
+}
+
+// freeAddress returns address, or one with a free port when that is taken, saying so.
+func freeAddress(out io.Writer, what, address string) string {
+	ln, err := net.Listen("tcp", address)
+	if err == nil {
+		ln.Close()
+		return address
+	}
+	host, _, splitErr := net.SplitHostPort(address)
+	if splitErr != nil {
+		return address
+	}
+	ln, err2 := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err2 != nil {
+		return address
+	}
+	defer ln.Close()
+	_, port, _ := net.SplitHostPort(ln.Addr().String())
+	free := net.JoinHostPort(host, port)
+	fmt.Fprintf(out, "%s: %s is taken, using %s\n", what, address, free)
+	return free
+}
+
+// embedded is an etcd member in this process.
+type embedded struct {
+	endpoint string
+	etcd     *embed.Etcd
+	dir      string
+}
+
+func (e *embedded) stop() {
+	e.etcd.Close()
+	os.RemoveAll(e.dir)
+}
+
+// startEtcd starts a member with an empty store on loopback.
+func startEtcd(out io.Writer, log *zap.Logger) (*embedded, error) {
+	dir, err := os.MkdirTemp("", "rota-dev-")
+	if err != nil {
+		return nil, err
+	}
+	address := freeAddress(out, "etcd", "127.0.0.1:2379")
+	cfg := embed.NewConfig()
+	cfg.Name, cfg.Dir = "rota-dev", dir
+	cfg.ListenClientUrls = []url.URL{{Scheme: "http", Host: address}}
+	cfg.AdvertiseClientUrls = cfg.ListenClientUrls
+	cfg.ListenPeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
+	cfg.AdvertisePeerUrls = cfg.ListenPeerUrls
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	cfg.TickMs, cfg.ElectionMs = 10, 100
+	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = "periodic", "1h"
+	quiet := log.Named("etcd").WithOptions(zap.IncreaseLevel(zap.DPanicLevel))
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(quiet)
+	etcd, err := embed.StartEtcd(cfg)
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, fmt.Errorf("etcd inside this process: %w", err)
+	}
+	e := &embedded{address, etcd, dir}
+	select {
+	case <-etcd.Server.ReadyNotify():
+		return e, nil
+	case err := <-etcd.Err():
+		e.stop()
+		return nil, fmt.Errorf("etcd inside this process: %w", err)
+	case <-time.After(20 * time.Second):
+		e.stop()
+		return nil, errors.New("etcd inside this process was not ready within 20s")
+	}
+}
+
+// hello is a sample instance: a service as a Go developer writes one, with a client, and so a lease, of its own.
+func hello(ctx context.Context, endpoint, id, prefix string) error {
+	client, err := registryetcd.Connect(registryetcd.Options{Endpoints: []string{endpoint}, Prefix: prefix})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	address := ln.Addr().String()
+	ln.Close()
+	server := &http.Server{Addr: address, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "hello from %s at %s\n", id, address)
+	})}
+	return registry.Serve(ctx, client, server, registry.Instance{Service: "hello", ID: id, Address: address})
+}

@@ -1,0 +1,383 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/hashicorp/go-retryablehttp"
+	"github.com/spf13/cobra"
+
+	"github.com/rota-lb/rota/balancer"
+	"github.com/rota-lb/rota/registry"
+)
+
+// look is what the verbs that ask a running daemon have in common.
+type look struct {
+	admin   string
+	output  string
+	etcdctl bool
+	prefix  string
+}
+
+func (l *look) flags(cmd *cobra.Command) *cobra.Command {
+	f := cmd.Flags()
+	f.StringVar(&l.admin, "admin", orEnv("ROTA_ADMIN_ADDRESS", "127.0.0.1:9797"), "`address` of the daemon's admin API")
+	f.StringVarP(&l.output, "output", "o", "table", "\"table\" or \"json\"")
+	f.BoolVar(&l.etcdctl, "etcdctl", false, "print the equivalent etcdctl line instead")
+	f.StringVar(&l.prefix, "prefix", orEnv("ROTA_ETCD_PREFIX", registry.DefaultPrefix), "`prefix` of the keys, for --etcdctl")
+	return cmd
+}
+
+func orEnv(name, value string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return value
+}
+
+// get fetches a resource of the admin API.
+func (l *look) get(ctx context.Context, path string, v any) ([]byte, error) {
+	if l.output != "table" && l.output != "json" {
+		return nil, usageError{fmt.Errorf("--output %q: use table or json", l.output)}
+	}
+	client := retryablehttp.NewClient()
+	client.Logger = nil
+	client.RetryMax, client.RetryWaitMin, client.RetryWaitMax = 2, 50*time.Millisecond, 200*time.Millisecond
+	client.HTTPClient.Timeout = 5 * time.Second
+	client.ErrorHandler = retryablehttp.PassthroughErrorHandler
+	req, err := retryablehttp.NewRequestWithContext(ctx, http.MethodGet, "http://"+l.admin+path, nil)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--admin %q: %w", l.admin, err)}
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("no daemon answers at %s: is it running? --admin or ROTA_ADMIN_ADDRESS names another address (%w)", l.admin, innermost(err))
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		var p struct{ Detail string }
+		if json.Unmarshal(body, &p) != nil || p.Detail == "" {
+			p.Detail = resp.Status
+		}
+		return nil, errors.New(p.Detail)
+	}
+	return body, json.Unmarshal(body, v)
+}
+
+func innermost(err error) error {
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return err
+		}
+		err = next
+	}
+}
+
+// show prints what was fetched: as it came, or as a table.
+func (l *look) show(w io.Writer, body []byte, table func(w io.Writer)) error {
+	if l.output == "json" {
+		_, err := w.Write(body)
+		return err
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	table(tw)
+	return tw.Flush()
+}
+
+// etcdctlLine prints the line that looks at the same thing in etcd.
+func (l *look) etcdctlLine(w io.Writer, verb, key string, prefix bool) error {
+	if prefix {
+		verb += " --prefix"
+	}
+	_, err := fmt.Fprintf(w, "etcdctl %s %s%s\n", verb, l.prefix, key)
+	return err
+}
+
+func statusCommand() *cobra.Command {
+	var l look
+	return l.flags(&cobra.Command{
+		Use: "status", Short: "Show how a running daemon is", Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if l.etcdctl {
+				return l.etcdctlLine(cmd.OutOrStdout(), "get --keys-only", "/", true)
+			}
+			var s balancer.Status
+			body, err := l.get(cmd.Context(), "/api/v1/status", &s)
+			if err != nil {
+				return err
+			}
+			return l.show(cmd.OutOrStdout(), body, func(w io.Writer) { statusTable(w, &s) })
+		},
+	})
+}
+
+func statusTable(w io.Writer, s *balancer.Status) {
+	state := "ready"
+	switch {
+	case !s.Ready:
+		state = "not ready: " + strings.Join(s.Reasons, "; ")
+	case len(s.Reasons) > 0:
+		state = "degraded: " + strings.Join(s.Reasons, "; ")
+	}
+	fmt.Fprintf(w, "state\t%s\n", state)
+	fmt.Fprintf(w, "version\t%s, up %s, engine %s\n", s.Version, time.Since(s.Started).Round(time.Second), s.Engine)
+	fmt.Fprintf(w, "listening\t%s\n", strings.Join(s.Listeners, " "))
+	fmt.Fprintf(w, "connections\t%d open, %d busy\n", s.Connections, s.Serving)
+	if r := s.Registry; r != nil {
+		link := "connected"
+		if !r.Connected {
+			link = "out of reach: " + printable(r.Error)
+		}
+		fmt.Fprintf(w, "registry\t%s, revision %d\n", link, r.Revision)
+	}
+	fmt.Fprintf(w, "table\tgeneration %d: %d services, %d instances, %d routes\n", s.Generation, s.Services, s.Instances, s.Routes)
+	if s.Conflicts > 0 {
+		fmt.Fprintf(w, "conflicts\t%d routes never match: rota routes ls\n", s.Conflicts)
+	}
+	for _, q := range s.Quarantined {
+		fmt.Fprintf(w, "set aside\t%s: %s\n", printable(q.Key), printable(q.Reason))
+	}
+}
+
+func servicesCommand() *cobra.Command {
+	var ls, get, watch look
+	return group("services", "Look at services",
+		ls.flags(&cobra.Command{
+			Use: "ls", Short: "List services", Args: args(cobra.NoArgs),
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				if ls.etcdctl {
+					return ls.etcdctlLine(cmd.OutOrStdout(), "get --keys-only", "/services/", true)
+				}
+				var list []balancer.Service
+				body, err := ls.get(cmd.Context(), "/api/v1/services", &list)
+				if err != nil {
+					return err
+				}
+				return ls.show(cmd.OutOrStdout(), body, func(w io.Writer) {
+					fmt.Fprintln(w, "SERVICE\tELIGIBLE\tINSTANCES\tIN FLIGHT\tPOLICY")
+					for _, s := range list {
+						fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\n", s.Name, s.Eligible, len(s.Instances), s.InFlight, s.Policy)
+					}
+				})
+			},
+		}),
+		get.flags(&cobra.Command{
+			Use: "get <service>", Short: "Show one service with its instances", Args: args(cobra.ExactArgs(1)),
+			RunE: func(cmd *cobra.Command, list []string) error { return showInstances(cmd, &get, list[0]) },
+		}),
+		watch.flags(&cobra.Command{
+			Use: "watch [service]", Short: "Print changes of instances as they happen", Args: args(cobra.MaximumNArgs(1)),
+			RunE: func(cmd *cobra.Command, list []string) error { return watchInstances(cmd, &watch, list) },
+		}),
+	)
+}
+
+func instancesCommand() *cobra.Command {
+	var ls, get, watch look
+	return group("instances", "Look at instances",
+		ls.flags(&cobra.Command{
+			Use: "ls [service]", Short: "List instances", Args: args(cobra.MaximumNArgs(1)),
+			RunE: func(cmd *cobra.Command, list []string) error {
+				return showInstances(cmd, &ls, strings.Join(list, ""))
+			},
+		}),
+		get.flags(&cobra.Command{
+			Use: "get <service> <id>", Short: "Show one instance", Args: args(cobra.ExactArgs(2)),
+			RunE: func(cmd *cobra.Command, list []string) error { return showInstance(cmd, &get, list[0], list[1]) },
+		}),
+		watch.flags(&cobra.Command{
+			Use: "watch [service]", Short: "Print changes of instances as they happen", Args: args(cobra.MaximumNArgs(1)),
+			RunE: func(cmd *cobra.Command, list []string) error { return watchInstances(cmd, &watch, list) },
+		}),
+	)
+}
+
+// fetchServices returns all services, or one.
+func fetchServices(ctx context.Context, l *look, service string) ([]byte, []balancer.Service, error) {
+	if service == "" {
+		var list []balancer.Service
+		body, err := l.get(ctx, "/api/v1/services", &list)
+		return body, list, err
+	}
+	var one balancer.Service
+	body, err := l.get(ctx, "/api/v1/services/"+url.PathEscape(service), &one)
+	return body, []balancer.Service{one}, err
+}
+
+func showInstances(cmd *cobra.Command, l *look, service string) error {
+	if l.etcdctl {
+		key := "/services/"
+		if service != "" {
+			key += service + "/"
+		}
+		return l.etcdctlLine(cmd.OutOrStdout(), "get", key, true)
+	}
+	body, list, err := fetchServices(cmd.Context(), l, service)
+	if err != nil {
+		return err
+	}
+	return l.show(cmd.OutOrStdout(), body, func(w io.Writer) {
+		fmt.Fprintln(w, "SERVICE\tINSTANCE\tADDRESS\tSTATE\tWEIGHT\tIN FLIGHT\tWHY")
+		for _, s := range list {
+			for _, in := range s.Instances {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", s.Name, in.ID, in.Address, in.State, in.Weight, in.InFlight, printable(in.Reason))
+			}
+		}
+	})
+}
+
+func showInstance(cmd *cobra.Command, l *look, service, id string) error {
+	if l.etcdctl {
+		return l.etcdctlLine(cmd.OutOrStdout(), "get", "/services/"+service+"/"+id, false)
+	}
+	_, list, err := fetchServices(cmd.Context(), l, service)
+	if err != nil {
+		return err
+	}
+	for _, in := range list[0].Instances {
+		if in.ID != id {
+			continue
+		}
+		body, err := json.MarshalIndent(in, "", "  ")
+		if err != nil {
+			return err
+		}
+		return l.show(cmd.OutOrStdout(), append(body, '\n'), func(w io.Writer) {
+			fmt.Fprintf(w, "instance\t%s/%s\naddress\t%s\nstate\t%s: %s\nweight\t%d\nin flight\t%d\n",
+				service, in.ID, in.Address, in.State, printable(in.Reason), in.Weight, in.InFlight)
+			if in.Static {
+				fmt.Fprintln(w, "source\tconfiguration file")
+				return
+			}
+			fmt.Fprintf(w, "key\t%s at revision %d, lease %s\n", in.Key, in.Revision, in.Lease)
+			for _, k := range slices.Sorted(maps.Keys(in.Metadata)) {
+				fmt.Fprintf(w, "%s\t%s\n", printable(k), printable(in.Metadata[k]))
+			}
+		})
+	}
+	return fmt.Errorf("service %s has no instance %s", service, id)
+}
+
+// watchInstances prints a line for every instance that appears, changes or goes, until interrupted.
+func watchInstances(cmd *cobra.Command, l *look, list []string) error {
+	service := strings.Join(list, "")
+	if l.etcdctl {
+		key := "/services/"
+		if service != "" {
+			key += service + "/"
+		}
+		return l.etcdctlLine(cmd.OutOrStdout(), "watch", key, true)
+	}
+	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt)
+	defer stop()
+	out := cmd.OutOrStdout()
+	seen := map[string]balancer.Instance{}
+	say := func(mark, key string, in balancer.Instance) {
+		if l.output == "json" {
+			json.NewEncoder(out).Encode(map[string]any{"change": mark, "instance": key, "now": in})
+			return
+		}
+		fmt.Fprintf(out, "%s  %-8s %s  %s  %s  weight %d  %s\n", time.Now().Format("15:04:05.000"), mark, key, in.Address, in.State, in.Weight, printable(in.Reason))
+	}
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var all []balancer.Service
+		if _, err := l.get(ctx, "/api/v1/services", &all); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		now := map[string]balancer.Instance{}
+		for _, s := range all {
+			if service != "" && s.Name != service {
+				continue
+			}
+			for _, in := range s.Instances {
+				in.InFlight = 0
+				key := s.Name + "/" + in.ID
+				now[key] = in
+				if old, ok := seen[key]; !ok {
+					say("added", key, in)
+				} else if old.Revision != in.Revision || old.State != in.State || old.Address != in.Address {
+					say("changed", key, in)
+				}
+			}
+		}
+		for key, in := range seen {
+			if _, ok := now[key]; !ok {
+				say("gone", key, in)
+			}
+		}
+		seen = now
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func routesCommand() *cobra.Command {
+	var l look
+	return group("routes", "Look at routes", l.flags(&cobra.Command{
+		Use: "ls", Short: "List routes by precedence, and those that never match", Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if l.etcdctl {
+				return l.etcdctlLine(cmd.OutOrStdout(), "get", "/routes/", true)
+			}
+			var r balancer.Routes
+			body, err := l.get(cmd.Context(), "/api/v1/routes", &r)
+			if err != nil {
+				return err
+			}
+			return l.show(cmd.OutOrStdout(), body, func(w io.Writer) {
+				fmt.Fprintln(w, "ROUTE\tSOURCE\tHOST\tPATH\tSERVICE\tPRIORITY\tNOTE")
+				for _, x := range r.Routes {
+					routeRow(w, x, "")
+				}
+				for _, c := range r.Conflicts {
+					routeRow(w, c.Loser, "never matches: "+c.Winner.Name+" ("+c.Winner.Source+") is older")
+				}
+			})
+		},
+	}))
+}
+
+func routeRow(w io.Writer, r balancer.Route, note string) {
+	any := func(s string) string {
+		if s == "" {
+			return "*"
+		}
+		return printable(s)
+	}
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", printable(r.Name), r.Source, any(r.Host), any(r.Path), r.Service, r.Priority, note)
+}
+
+// printable keeps text from a registry record from steering the terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
+			return '·'
+		}
+		return r
+	}, s)
+}

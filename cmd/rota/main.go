@@ -1,0 +1,130 @@
+// Command rota is a load balancer that learns its upstreams from etcd.
+//
+// "rota serve" runs the daemon, "rota dev" runs it with etcd inside and three sample instances, the other verbs look at a
+// running daemon or check a configuration. Exit status: 0 ok, 1 configuration or start failure, 2 forced to stop, 3 exchanges
+// still in flight at the end of the grace period, 64 wrong usage.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rota-lb/rota/balancer"
+)
+
+// version is set by the linker for releases.
+var version = ""
+
+func versionText() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "dev"
+}
+
+// The exit statuses.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitForced = 2
+	exitDrain  = 3
+	exitUsage  = 64
+)
+
+// errForced says that a second signal cut the draining short.
+var errForced = errors.New("stopped before exchanges in flight were done")
+
+// usageError is a wrong command line.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// run runs a command line and returns its exit status.
+func run(args []string, stdout, stderr io.Writer) int {
+	cmd := root()
+	cmd.SetArgs(args)
+	cmd.SetOut(stdout)
+	cmd.SetErr(stderr)
+	err := cmd.Execute()
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
+		fmt.Fprintf(stderr, "rota: %v\nSee 'rota --help'.\n", err)
+		return exitUsage
+	case errors.Is(err, errForced):
+		fmt.Fprintf(stderr, "rota: %v\n", err)
+		return exitForced
+	case errors.Is(err, balancer.ErrDrainDeadline):
+		fmt.Fprintf(stderr, "rota: %v\n", err)
+		return exitDrain
+	}
+	fmt.Fprintf(stderr, "rota: %v\n", err)
+	return exitFailed
+}
+
+func root() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "rota",
+		Short: "A load balancer that learns its upstreams from etcd",
+		Long: `Rota is a load balancer that learns its upstreams from etcd.
+
+Services register themselves under a lease; rota watches the keys and routes to
+them at once. Nothing is rendered and nothing is reloaded.
+
+  rota dev                      see it work: etcd inside, three sample instances
+  rota serve -c rota.yaml       run the daemon
+  rota check rota.yaml          check a configuration
+  rota status                   ask a running daemon how it is`,
+		SilenceUsage: true, SilenceErrors: true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	cmd.AddCommand(serveCommand(), devCommand(), checkCommand(), statusCommand(),
+		servicesCommand(), instancesCommand(), routesCommand(), versionCommand())
+	return cmd
+}
+
+// args wraps a check of arguments so that its error counts as wrong usage.
+func args(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, list []string) error {
+		if err := check(cmd, list); err != nil {
+			return usageError{fmt.Errorf("%s: %w", cmd.CommandPath(), err)}
+		}
+		return nil
+	}
+}
+
+// group is a command that only has subcommands.
+func group(use, short string, sub ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, RunE: func(cmd *cobra.Command, list []string) error {
+		if len(list) > 0 {
+			return usageError{fmt.Errorf("unknown command %q for %q", list[0], cmd.CommandPath())}
+		}
+		return cmd.Help()
+	}}
+	cmd.AddCommand(sub...)
+	return cmd
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: args(cobra.NoArgs),
+		Run: func(cmd *cobra.Command, _ []string) {
+			fmt.Fprintf(cmd.OutOrStdout(), "rota %s %s %s/%s\n", versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		},
+	}
+}

@@ -1,0 +1,276 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/rota-lb/rota/balancer"
+	"github.com/rota-lb/rota/config"
+	registryetcd "github.com/rota-lb/rota/registry/etcd"
+)
+
+// overrides are the flags that stand above the configuration file.
+type overrides struct {
+	file       string
+	listen     []string
+	admin      string
+	endpoints  []string
+	prefix     string
+	engine     string
+	logLevel   string
+	accessLog  string
+	autoRoutes bool
+	grace      time.Duration
+}
+
+func (o *overrides) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringSliceVar(&o.listen, "listen", nil, "`address` to serve on, host:port; may be repeated (default :8080)")
+	f.StringVar(&o.admin, "admin", "", "loopback `address` of the admin API, or \"off\" (default 127.0.0.1:9797)")
+	f.StringVar(&o.prefix, "prefix", "", "`prefix` of all keys in etcd (default /rota)")
+	f.StringVar(&o.engine, "engine", "", "\"loops\" (epoll) or \"goroutines\" (portable)")
+	f.StringVar(&o.logLevel, "log-level", "", "debug, info, warn or error (default info)")
+	f.StringVar(&o.accessLog, "access-log", "", "\"stdout\", \"off\" or a file")
+	f.DurationVar(&o.grace, "grace", 0, "how long exchanges in flight may take to finish at the end (default 30s)")
+}
+
+// apply puts the flags that were given over a configuration.
+func (o *overrides) apply(cmd *cobra.Command, c *config.Config) {
+	set := func(name string, do func()) {
+		if f := cmd.Flags().Lookup(name); f != nil && f.Changed {
+			do()
+		}
+	}
+	set("listen", func() {
+		c.Listeners = nil
+		for _, a := range o.listen {
+			c.Listeners = append(c.Listeners, config.Listener{Address: a, Protocol: "http"})
+		}
+	})
+	set("admin", func() { c.Admin.Address = o.admin })
+	set("endpoints", func() { c.Etcd.Endpoints, c.Etcd.Disabled = o.endpoints, false })
+	set("prefix", func() { c.Etcd.Prefix = o.prefix })
+	set("engine", func() { c.Engine = o.engine })
+	set("log-level", func() { c.Log.Level = o.logLevel })
+	set("access-log", func() { c.Log.Access = o.accessLog })
+	set("auto-routes", func() { c.AutoRoutes = o.autoRoutes })
+	set("grace", func() { c.Grace = o.grace })
+}
+
+func serveCommand() *cobra.Command {
+	var o overrides
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the daemon",
+		Long: `Run the daemon in the foreground.
+
+The configuration is defaults < file < ROTA_SECTION_KEY environment < flags. Without
+-c, ./rota.yaml, $XDG_CONFIG_HOME/rota/rota.yaml and /etc/rota/rota.yaml are looked
+for; without any of them the defaults serve: etcd on 127.0.0.1:2379, listening on :8080.
+
+Signals: HUP reads the file again (a bad one changes nothing), TERM and INT drain and
+end, a second one ends at once.`,
+		Example: `  rota serve -c /etc/rota/rota.yaml
+  rota serve --endpoints 10.0.0.1:2379,10.0.0.2:2379 --auto-routes`,
+		Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd, &o) },
+	}
+	f := cmd.Flags()
+	f.StringVarP(&o.file, "config", "c", "", "configuration `file`")
+	f.StringSliceVar(&o.endpoints, "endpoints", nil, "`endpoints` of etcd (default 127.0.0.1:2379)")
+	f.BoolVar(&o.autoRoutes, "auto-routes", false, "route <service>.localhost and /<service>/ to every service")
+	o.flags(cmd)
+	return cmd
+}
+
+func serve(cmd *cobra.Command, o *overrides) error {
+	file := o.file
+	if file == "" {
+		file = config.Find()
+	}
+	load := func() (*config.Config, error) {
+		c, err := config.Load(file)
+		if err != nil {
+			return nil, err
+		}
+		o.apply(cmd, c)
+		return c, c.Validate()
+	}
+	cfg, err := load()
+	if err != nil {
+		return err
+	}
+	log, level, err := newLogger(cfg.Log.Level)
+	if err != nil {
+		return err
+	}
+	defer log.Sync()
+	log.Info("rota starts", zap.String("version", versionText()), zap.String("config", orNone(file)))
+
+	options := balancer.Options{Logger: log, Version: versionText()}
+	if !cfg.Etcd.Disabled {
+		client, err := connect(cfg.Etcd, log)
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		options.Registry = client
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+			defer cancel()
+			if err := client.Check(ctx); err != nil {
+				log.Error("etcd is out of reach; trying on", zap.Error(err))
+			}
+		}()
+	}
+	b, err := balancer.New(cfg, options)
+	if err != nil {
+		return err
+	}
+	reload := func(ctx context.Context) {
+		next, err := load()
+		if err != nil {
+			log.Error("configuration not reloaded, the old one stays", zap.Error(err))
+			return
+		}
+		if l, err := zapcore.ParseLevel(next.Log.Level); err == nil {
+			level.SetLevel(l)
+		}
+		b.Reload(ctx, next.Dynamic)
+		log.Info("configuration reloaded", zap.String("config", orNone(file)))
+	}
+	return runUntilSignal(context.Background(), b, log, reload)
+}
+
+// runUntilSignal runs a balancer until a signal or the end of ctx, and translates signals.
+func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logger, reload func(context.Context)) error {
+	tune()
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	ctx, stop := context.WithCancel(parent)
+	defer stop()
+	done := make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	go func() {
+		select {
+		case <-b.Opened():
+			for _, a := range b.Addresses() {
+				log.Info("listening", zap.Stringer("address", a))
+			}
+			if a := b.AdminAddress(); a != nil {
+				log.Info("admin API", zap.String("url", "http://"+a.String()))
+			}
+		case <-ctx.Done():
+		}
+	}()
+	stopping := false
+	for {
+		select {
+		case err := <-done:
+			if stopping && errors.Is(err, balancer.ErrDrainDeadline) {
+				return err
+			}
+			return err
+		case s := <-signals:
+			switch {
+			case s == syscall.SIGHUP:
+				if reload != nil {
+					reload(ctx)
+				}
+			case !stopping:
+				stopping = true
+				log.Info("draining; once more to stop at once", zap.Stringer("signal", s))
+				stop()
+			default:
+				b.Hurry()
+				<-done
+				return errForced
+			}
+		}
+	}
+}
+
+// tune lets the heap grow a little more between collections than Go's default: the data plane makes no garbage, so what
+// is collected is small, and collecting it less often costs little memory. GOGC overrides.
+func tune() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+}
+
+func orNone(file string) string {
+	if file == "" {
+		return "none: defaults and environment"
+	}
+	return file
+}
+
+// connect makes a client of the configured etcd. It does not wait for etcd.
+func connect(c config.Etcd, log *zap.Logger) (*registryetcd.Client, error) {
+	password, err := c.ReadPassword()
+	if err != nil {
+		return nil, err
+	}
+	return registryetcd.Connect(registryetcd.Options{
+		Endpoints: c.Endpoints, Prefix: c.Prefix, Username: c.Username, Password: password,
+		CACert: c.CACert, Cert: c.Cert, Key: c.Key, InsecureSkipVerify: c.InsecureSkipVerify,
+		DialTimeout: c.DialTimeout, Logger: log.Named("etcd"),
+	})
+}
+
+// newLogger logs to stderr: lines for a terminal, JSON for anything else.
+func newLogger(level string) (*zap.Logger, zap.AtomicLevel, error) {
+	at, err := zap.ParseAtomicLevel(level)
+	if err != nil {
+		return nil, at, fmt.Errorf("log level %q: use debug, info, warn or error", level)
+	}
+	enc := zap.NewProductionEncoderConfig()
+	encoder := zapcore.NewJSONEncoder(enc)
+	if isTerminal(os.Stderr) {
+		enc.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
+		enc.EncodeLevel = zapcore.CapitalLevelEncoder
+		enc.ConsoleSeparator = "  "
+		encoder = zapcore.NewConsoleEncoder(enc)
+	}
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(os.Stderr), at)), at, nil
+}
+
+func checkCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "check [file]", Short: "Check a configuration file",
+		Long: `Check a configuration file and print every problem with its line, column and remedy.
+Without a file the one that "rota serve" would use is checked.`,
+		Args: args(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, list []string) error {
+			file := strings.Join(list, "")
+			if file == "" {
+				if file = config.Find(); file == "" {
+					return errors.New("no configuration file: name one, or put rota.yaml here")
+				}
+			}
+			if _, err := config.Load(file); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", file)
+			return nil
+		},
+	}
+}
+
+// isTerminal reports whether f is a character device.
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

@@ -1,0 +1,387 @@
+package config
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestEmptyFileIsTheDefault(t *testing.T) {
+	for _, text := range []string{"", "# nothing\n", "---\n", "etcd:\nlisteners:\nroutes:\nlog: {}\n", "\ufeff"} {
+		c, err := Parse("rota.yaml", []byte(text))
+		if err != nil {
+			t.Fatalf("%q: %v", text, err)
+		}
+		if diff := cmp.Diff(Default(), c); diff != "" {
+			t.Errorf("%q (-default +got):\n%s", text, diff)
+		}
+	}
+}
+
+func TestExample(t *testing.T) {
+	c, err := Parse("rota.example.yaml", Example())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Routes) != 2 || len(c.Services) != 2 {
+		t.Errorf("the samples are gone: %+v", c)
+	}
+	c.Routes, c.Services = nil, nil
+	if diff := cmp.Diff(Default(), c); diff != "" {
+		t.Errorf("the example's values are not the defaults (-default +example):\n%s", diff)
+	}
+	var missing []string
+	for _, f := range fieldsOf(configType) {
+		if !strings.Contains(string(Example()), "\n"+f.key+":") {
+			missing = append(missing, f.key)
+		}
+	}
+	if missing != nil {
+		t.Errorf("not in the example: %v", missing)
+	}
+}
+
+func TestParse(t *testing.T) {
+	c, err := Parse("rota.yaml", []byte(`
+etcd: {disabled: true}
+listeners:
+  - address: 127.0.0.1:0
+  - address: "[::1]:8080"
+admin: {address: off}
+engine: goroutines
+loops: 2
+grace: 0s
+drain_delay: 1m30s
+routes:
+  - {name: a, path: =/x, service: b.c, priority: -1, timeout: 250ms}
+services:
+  b.c: {instances: [{address: 127.0.0.1:9001, weight: 0}, {address: "[::1]:9001"}, {address: cart.internal:80}]}
+auto_routes: true
+timeouts: {connect: 0, idle_body: 5s}
+log: {level: debug, access: ./access.log}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	want.Etcd.Disabled, want.Etcd.Endpoints = true, []string{"127.0.0.1:2379"}
+	want.Listeners = []Listener{{"127.0.0.1:0", "http"}, {"[::1]:8080", "http"}}
+	want.Admin.Address = "off"
+	want.Engine, want.Loops, want.Grace, want.DrainDelay = "goroutines", 2, 0, 90*time.Second
+	want.Routes = []Route{{Name: "a", Path: "=/x", Service: "b.c", Priority: -1, Timeout: 250 * time.Millisecond}}
+	want.Services = map[string]Service{"b.c": {Balance: "least_request", Instances: []StaticInstance{
+		{Address: "127.0.0.1:9001", Weight: new(0)}, {Address: "[::1]:9001"}, {Address: "cart.internal:80"}}}}
+	want.AutoRoutes = true
+	want.Timeouts.IdleBody = 5 * time.Second
+	want.Log = Log{"debug", "./access.log"}
+	if diff := cmp.Diff(want, c); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	_, err := Parse("rota.yaml", []byte("routes:\n  - name: a\n    servce: b\n    path: nope\nloops: -1\n"))
+	var first *Error
+	if !errors.As(err, &first) {
+		t.Fatalf("%T is no *Error", err)
+	}
+	if first.File != "rota.yaml" || first.Line != 3 || first.Column != 5 || first.Message != `unknown key "servce"` || first.Hint != `did you mean "service"?` {
+		t.Errorf("%+v", first)
+	}
+	var all Errors
+	if !errors.As(err, &all) || len(all) != 3 {
+		t.Fatalf("want three errors: %v", err)
+	}
+	want := `rota.yaml:3:5: unknown key "servce"
+        servce: b
+        ^~~~~~
+  did you mean "service"?
+rota.yaml:4:11: path "nope" must begin with /
+        path: nope
+              ^~~~
+  write /nope
+rota.yaml:5:8: loops must be 0 (one per CPU) to 1024, not -1
+    loops: -1
+           ^~`
+	if diff := cmp.Diff(want, err.Error()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestTooManyErrors(t *testing.T) {
+	_, err := Parse("rota.yaml", []byte(strings.Repeat("- x\n", 5)+strings.Repeat(" ", 3)))
+	if es, ok := errors.AsType[Errors](err); !ok || len(es) != 1 {
+		t.Errorf("a list instead of a mapping: %v", err)
+	}
+	var b strings.Builder
+	b.WriteString("listeners:\n")
+	for range 500 {
+		b.WriteString("  - address: nowhere\n")
+	}
+	_, err = Parse("rota.yaml", []byte(b.String()))
+	if es, ok := errors.AsType[Errors](err); !ok || len(es) != maxErrors+1 || es[maxErrors].Message != "400 more problems are not shown" {
+		t.Errorf("%d, %v", len(es), err)
+	}
+}
+
+func TestBounds(t *testing.T) {
+	for name, text := range map[string]string{
+		"aliases": "a: &a [x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nservices: *c\n",
+		"depth":   strings.Repeat("[", 5000) + strings.Repeat("]", 5000),
+		"size":    "routes: " + strings.Repeat(" ", maxFileBytes) + "[]",
+		"line":    "{" + strings.Repeat("a: 1, b: 2, password: x, ", maxFileBytes/100) + "}",
+		"lines":   strings.Repeat("key: [a, b]\n", maxFileBytes/13),
+		"merge":   "etcd: {<<: {prefix: /a}}\n",
+	} {
+		begin := time.Now()
+		_, err := Parse("rota.yaml", []byte(text))
+		took := time.Since(begin)
+		if err == nil || took > 30*time.Second || len(err.Error()) > 64<<10 {
+			t.Errorf("%s after %s: %.500v", name, took, err)
+		}
+		t.Log(name, took)
+	}
+}
+
+func TestSecretsAreHidden(t *testing.T) {
+	for _, line := range []string{
+		"etcd: {passwrd: hunter2, usrname: x}",
+		`etcd: {"password":"hunter2 \" hunter2", "usrname": 1}`,
+		"etcd: {password: 'hunter2', usrname: x}",
+		"etcd: {password: [hunter2]}",
+	} {
+		_, err := Parse("rota.yaml", []byte(line))
+		if err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%v", err)
+		}
+	}
+	_, err := Parse("rota.yaml", []byte("etcd: {password_file: /etc/pw, usrname: x}"))
+	if err == nil || !strings.Contains(err.Error(), "/etc/pw") {
+		t.Errorf("a path is no secret: %v", err)
+	}
+	_, err = Parse("rota.yaml", []byte("etcd: {endpoints: ['http://u:hunter2@h:1']}"))
+	if err == nil || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	file := filepath.Join(dir, "x.yaml")
+	if err := os.WriteFile(file, []byte("etcd: {prefix: /file, endpoints: [file:1]}\nlog: {level: warn}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	load := func(environ ...string) *Config {
+		t.Helper()
+		c, err := Load(file, WithEnviron(environ))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	if c := load(); c.Etcd.Prefix != "/file" || c.Log.Level != "warn" {
+		t.Errorf("%+v", c)
+	}
+	c := load("ROTA_ETCD_ENDPOINTS=a:1, b:2,", "ROTA_ADMIN_ADDRESS=off", "ROTA_LOG_LEVEL=debug", "ROTA_AUTO_ROUTES=true",
+		"ROTA_ENGINE=goroutines", "ROTA_LOOPS=3", "ROTA_GRACE=1s", "ROTA_TIMEOUTS_KEEP_ALIVE=2s", "ROTA_ETCD_PREFIX=",
+		"ETCDCTL_ENDPOINTS=ctl:1", "ETCDCTL_USER=u:p:q", "ROTA_SERVICE_NAME=x", "ROTA_PORT_80_TCP=tcp://10.0.0.1:80")
+	if diff := cmp.Diff([]string{"a:1", "b:2"}, c.Etcd.Endpoints); diff != "" {
+		t.Error(diff)
+	}
+	if c.Admin.Address != "off" || c.Log.Level != "debug" || !c.AutoRoutes || c.Engine != "goroutines" || c.Loops != 3 ||
+		c.Grace != time.Second || c.Timeouts.KeepAlive != 2*time.Second || c.Etcd.Prefix != "/file" ||
+		c.Etcd.Username != "u" || c.Etcd.Password != "p:q" {
+		t.Errorf("%+v", c)
+	}
+	if c := load("ETCDCTL_ENDPOINTS=ctl:1", "ETCDCTL_DIAL_TIMEOUT=7s"); c.Etcd.Endpoints[0] != "file:1" || c.Etcd.DialTimeout != 7*time.Second {
+		t.Errorf("the file stands over etcdctl's variables: %+v", c.Etcd)
+	}
+	if c := load("ETCDCTL_USER=u:p", "ROTA_ETCD_PASSWORD_FILE=/x"); c.Etcd.Password != "" || c.Etcd.PasswordFile != "/x" {
+		t.Errorf("%+v", c.Etcd)
+	}
+
+	for environ, want := range map[string]string{
+		"ROTA_LOOPS=two":                  `ROTA_LOOPS: must be a whole number, not "two"`,
+		"ROTA_GRACE=30":                   "ROTA_GRACE: must have a unit, not \"30\"\n  write 30s for seconds",
+		"ROTA_LOG_LEVEL=wran":             "ROTA_LOG_LEVEL: unknown level \"wran\"\n  did you mean \"warn\"?",
+		"ROTA_ETCD_ENDPOINTS=a:1,b":       "ROTA_ETCD_ENDPOINTS: etcd endpoint \"b\" has no port\n  write b:2379",
+		"ROTA_ETCD_ENDPOINT=a:1":          "ROTA_ETCD_ENDPOINT: unknown variable\n  did you mean ROTA_ETCD_ENDPOINTS?",
+		"ETCDCTL_CERT=/c.pem":             "ETCDCTL_CERT: a certificate without its key\n  add etcd.key",
+		"ROTA_ADMIN_ADDRESS=0.0.0.0:9797": "ROTA_ADMIN_ADDRESS: admin address \"0.0.0.0:9797\" is not on loopback: the admin API has no authentication yet\n  write 127.0.0.1:9797, or off",
+	} {
+		_, err := Load(file, WithEnviron([]string{environ}))
+		if err == nil || err.Error() != want {
+			t.Errorf("%s: got\n%v\nwant\n%s", environ, err, want)
+		}
+	}
+
+	_, err := Load("absent.yaml")
+	if !errors.Is(err, fs.ErrNotExist) || !strings.HasPrefix(err.Error(), "absent.yaml: cannot be read: no such file or directory\n") {
+		t.Errorf("%v", err)
+	}
+	if _, err = Load(dir); err == nil || !strings.Contains(err.Error(), "is a directory") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestFind(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	t.Setenv("XDG_CONFIG_HOME", filepath.Join(dir, "xdg"))
+	write := func(path string) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("engine: goroutines"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	xdg := filepath.Join(dir, "xdg", "rota", "rota.yaml")
+	write(xdg)
+	if got := Find(); got != xdg {
+		t.Errorf("got %q", got)
+	}
+	write("rota.yaml")
+	if got := Find(); got != "rota.yaml" {
+		t.Errorf("got %q", got)
+	}
+	c, err := Load("", WithEnviron(nil))
+	if err != nil || c.Engine != "goroutines" {
+		t.Errorf("%v, %v", c, err)
+	}
+}
+
+func TestVariables(t *testing.T) {
+	got := strings.Join(Variables(), " ")
+	for _, want := range []string{"ROTA_ETCD_DISABLED", "ROTA_ETCD_PASSWORD_FILE", "ROTA_TIMEOUTS_RESPONSE_HEAD", "ROTA_DRAIN_DELAY", "ROTA_LOG_ACCESS", "ETCDCTL_ENDPOINTS"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in %s", want, got)
+		}
+	}
+	if strings.Contains(got, "ROUTES_") || strings.Contains(got, "SERVICES") || strings.Contains(got, "LISTENERS") {
+		t.Errorf("%s", got)
+	}
+}
+
+func TestParseRoute(t *testing.T) {
+	want := Route{Name: "cart", Host: "*.example.com", Path: "/cart", Service: "cart", StripPrefix: true, Priority: 3, Timeout: time.Minute}
+	data, err := json.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := string(data); !strings.Contains(s, `"timeout":"1m"`) {
+		t.Error(s)
+	}
+	got, err := ParseRoute("cart", data)
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Error(err, diff)
+	}
+	var back Route
+	if err := json.Unmarshal(data, &back); err != nil || back != want {
+		t.Error(err, back)
+	}
+	got, err = ParseRoute("cart", []byte("{\n\t\"service\": \"cart\"\n}\n"))
+	if err != nil || got != (Route{Name: "cart", Service: "cart"}) {
+		t.Error(err, got)
+	}
+	for in, want := range map[string]string{
+		`{"service":"cart","hots":"a"}`: "routes/cart:1:19: unknown key \"hots\"\n    {\"service\":\"cart\",\"hots\":\"a\"}\n                      ^~~~~~\n  did you mean \"host\"?",
+		`{"service":"cart","name":"b"}`: "routes/cart:1:26: name \"b\" is not the key's name \"cart\"\n    {\"service\":\"cart\",\"name\":\"b\"}\n                             ^~~\n  leave name out",
+		``:                              "routes/cart: the value is empty\n  write a route such as {\"service\": \"cart\", \"path\": \"/cart\"}",
+		`{}`:                            "routes/cart:1:1: a route needs a service\n    {}\n    ^\n  add service: cart",
+		`null`:                          "routes/cart:1:1: a route needs a service\n    null\n    ^~~~\n  add service: cart",
+		"{" + strings.Repeat(" ", maxValueBytes) + "}": "routes/cart: 65538 bytes are more than the 65536 allowed",
+	} {
+		_, err := ParseRoute("cart", []byte(in))
+		if err == nil || err.Error() != want {
+			t.Errorf("%.60s: got\n%v\nwant\n%s", in, err, want)
+		}
+	}
+	if _, err := ParseRoute("a b", []byte(`{"service":"cart"}`)); err == nil {
+		t.Error("a route's name has no space")
+	}
+}
+
+func TestParsePolicy(t *testing.T) {
+	got, err := ParsePolicy("cart", []byte(`{"balance":"round_robin","instances":[{"address":"10.0.0.7:1","weight":5}]}`))
+	want := Service{Balance: "round_robin", Instances: []StaticInstance{{Address: "10.0.0.7:1", Weight: new(5)}}}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Error(err, diff)
+	}
+	if got, err := ParsePolicy("cart", []byte(`{}`)); err != nil || got.Balance != "least_request" {
+		t.Error(err, got)
+	}
+	_, err = ParsePolicy("cart", []byte(`{"balance":"round-robin"}`))
+	if err == nil || !strings.HasPrefix(err.Error(), `policies/cart:1:12: unknown balance "round-robin"`) || !strings.HasSuffix(err.Error(), `did you mean "round_robin"?`) {
+		t.Error(err)
+	}
+	if _, err = ParsePolicy("Cart", []byte(`{}`)); err == nil || !strings.Contains(err.Error(), `"Cart" is not a service name`) {
+		t.Error(err)
+	}
+}
+
+func TestLongLinesAreCut(t *testing.T) {
+	_, err := ParseRoute("cart", []byte(`{"service":"cart","path":"/`+strings.Repeat("x", 300)+`","hots":"a","host":"`+strings.Repeat("y", 100)+`"}`))
+	lines := strings.Split(err.Error(), "\n")
+	if len(lines) != 4 || len([]rune(lines[1])) > shownWidth+6 {
+		t.Fatalf("%v", err)
+	}
+	at := strings.IndexByte(lines[2], '^')
+	if got := string([]rune(lines[1])[at : at+6]); got != `"hots"` {
+		t.Errorf("the caret is under %q:\n%v", got, err)
+	}
+}
+
+func TestReadPassword(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "pw")
+	if err := os.WriteFile(file, []byte("s3cret\r\nsecond"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range []Etcd{{Password: "s3cret"}, {PasswordFile: file}} {
+		if got, err := e.ReadPassword(); err != nil || got != "s3cret" {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+	if _, err := (Etcd{PasswordFile: file + "x"}).ReadPassword(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestSchema(t *testing.T) {
+	var schema struct {
+		Properties map[string]struct {
+			Type       string
+			Enum       []string
+			Default    any
+			Properties map[string]struct{ Default any }
+			Items      struct {
+				Required             []string
+				AdditionalProperties any
+			}
+		}
+		AdditionalProperties any
+	}
+	if err := json.Unmarshal(Schema(), &schema); err != nil {
+		t.Fatal(err)
+	}
+	if schema.AdditionalProperties != false || len(schema.Properties) != len(fieldsOf(configType)) {
+		t.Errorf("%s", Schema())
+	}
+	if p := schema.Properties["engine"]; p.Default != "loops" || len(p.Enum) != 2 {
+		t.Errorf("%+v", p)
+	}
+	if p := schema.Properties["timeouts"].Properties["keep_alive"]; p.Default != "1m15s" {
+		t.Errorf("%+v", p)
+	}
+	if p := schema.Properties["routes"].Items; len(p.Required) != 2 || p.AdditionalProperties != false {
+		t.Errorf("%+v", p)
+	}
+}

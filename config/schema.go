@@ -1,0 +1,113 @@
+package config
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/rota-lb/rota/balancer/pool"
+	"github.com/rota-lb/rota/registry"
+)
+
+// Schema returns a JSON Schema of the configuration file, for editors. It is made from the types; [Parse] checks more
+// than a schema can say.
+func Schema() []byte {
+	root := schemaOf(reflect.TypeFor[Config](), "", reflect.ValueOf(*Default()))
+	root["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+	root["title"] = "Rota configuration"
+	out, err := json.MarshalIndent(root, "", "  ")
+	if err != nil {
+		panic("config: " + err.Error()) // the schema is made of maps and strings
+	}
+	return append(out, '\n')
+}
+
+// constraints are what the types do not say, by path without indices and names. "required" is about a list's items.
+var constraints = map[string]map[string]any{
+	"engine":                    {"enum": engines},
+	"loops":                     {"minimum": 0, "maximum": maxLoops},
+	"log.level":                 {"enum": levels},
+	"etcd.prefix":               {"pattern": prefixPath.String()},
+	"listeners.protocol":        {"enum": protocols},
+	"routes":                    {"required": []string{"name", "service"}},
+	"routes.name":               {"pattern": routeName.String()},
+	"routes.path":               {"pattern": "^(=?/.*)?$"},
+	"routes.service":            {"pattern": serviceName.String()},
+	"services":                  {"propertyNames": map[string]any{"pattern": serviceName.String()}},
+	"services.balance":          {"enum": pool.Policies(), "default": pool.DefaultPolicy},
+	"services.instances":        {"required": []string{"address"}},
+	"services.instances.weight": {"minimum": 0, "maximum": registry.MaxWeight, "default": registry.DefaultWeight},
+	"listeners":                 {"required": []string{"address"}},
+}
+
+// schemaOf describes t; def holds the defaults, or is invalid inside lists and maps.
+func schemaOf(t reflect.Type, path string, def reflect.Value) map[string]any {
+	out := map[string]any{}
+	switch {
+	case t == durationType:
+		out["type"], out["pattern"] = "string", `^(0|([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h))+$`
+		if def.IsValid() {
+			out["default"] = shortDuration(time.Duration(def.Int()))
+		}
+	case t.Kind() == reflect.Pointer:
+		out = schemaOf(t.Elem(), path, reflect.Value{})
+	case t.Kind() == reflect.Struct:
+		out["type"], out["additionalProperties"] = "object", false
+		properties := map[string]any{}
+		for _, f := range fieldsOf(t) {
+			var d reflect.Value
+			if def.IsValid() {
+				d = def.FieldByIndex(f.index)
+			}
+			property := schemaOf(f.typ, join(path, f.key), d)
+			for key, value := range constraints[join(path, f.key)] {
+				if key == "required" {
+					property["items"].(map[string]any)[key] = value
+					continue
+				}
+				property[key] = value
+			}
+			properties[f.key] = property
+		}
+		out["properties"] = properties
+	case t.Kind() == reflect.Map:
+		out["type"], out["additionalProperties"] = "object", schemaOf(t.Elem(), path, reflect.Value{})
+	case t.Kind() == reflect.Slice:
+		out["type"], out["items"] = "array", schemaOf(t.Elem(), path, reflect.Value{})
+		if def.IsValid() && def.Len() > 0 && t.Elem().Kind() == reflect.String {
+			out["default"] = def.Interface()
+		}
+	case t.Kind() == reflect.Bool:
+		out["type"] = "boolean"
+		if def.IsValid() {
+			out["default"] = def.Bool()
+		}
+	case t.Kind() == reflect.Int:
+		out["type"] = "integer"
+		if def.IsValid() {
+			out["default"] = def.Int()
+		}
+	case t.Kind() == reflect.String:
+		out["type"] = "string"
+		if def.IsValid() && def.String() != "" {
+			out["default"] = def.String()
+		}
+	default:
+		panic(fmt.Sprintf("config: no schema for %s", t))
+	}
+	return out
+}
+
+// shortDuration is 1m0s written 1m.
+func shortDuration(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = s[:len(s)-2]
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = s[:len(s)-2]
+	}
+	return s
+}

@@ -1,0 +1,413 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/rota-lb/rota/balancer/pool"
+	"github.com/rota-lb/rota/registry"
+)
+
+var (
+	serviceName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$`)
+	routeName   = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
+	dnsName     = regexp.MustCompile(`^[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?)*$`)
+	prefixPath  = regexp.MustCompile(`^(/[A-Za-z0-9._-]+)+$`)
+)
+
+const (
+	serviceGrammar = "use a-z, 0-9, - and . between them, at most 63 characters"
+	maxLoops       = 1024
+)
+
+var (
+	engines   = []string{"loops", "goroutines"}
+	levels    = []string{"debug", "info", "warn", "error"}
+	protocols = []string{"http"}
+)
+
+// validate reports everything that decodes but cannot be meant.
+func (s *source) validate(c *Config) {
+	s.etcd(c.Etcd)
+	s.listeners(c)
+	s.admin(c.Admin)
+	if c.Engine != "" {
+		s.oneOf("engine", c.Engine, engines)
+	}
+	if c.Loops < 0 || c.Loops > maxLoops {
+		s.report("loops", fmt.Sprintf("loops must be 0 (one per CPU) to %d, not %d", maxLoops, c.Loops), "")
+	}
+	s.oneOf("log.level", c.Log.Level, levels)
+	s.access(c.Log.Access)
+
+	first := make(map[string]int)
+	for i, r := range c.Routes {
+		path := fmt.Sprintf("routes[%d]", i)
+		s.route(r, path)
+		if r.Name == "" {
+			continue
+		}
+		if j, twice := first[r.Name]; twice {
+			s.report(path+".name", fmt.Sprintf("route %q is given twice", r.Name),
+				fmt.Sprintf("first as routes[%d]%s; give one of them another name", j, s.lineOf(fmt.Sprintf("routes[%d]", j))))
+		} else {
+			first[r.Name] = i
+		}
+		if _, listed := c.Services[r.Service]; c.Etcd.Disabled && !listed && serviceName.MatchString(r.Service) {
+			s.report(path+".service", fmt.Sprintf("service %q has no instances: etcd is disabled and services does not list it", r.Service),
+				fmt.Sprintf("add it: services: {%s: {instances: [{address: …}]}}", r.Service))
+		}
+	}
+	for name, v := range c.Services {
+		s.service(name, v, join("services", name))
+	}
+}
+
+func (s *source) lineOf(path string) string {
+	if n := s.at[path]; n != nil {
+		return fmt.Sprintf(", line %d", n.Line)
+	}
+	return ""
+}
+
+func (s *source) oneOf(path, value string, known []string) {
+	if !slices.Contains(known, value) {
+		s.report(path, fmt.Sprintf("unknown %s %q", path[strings.LastIndexByte(path, '.')+1:], clip(value)), didYouMean(value, known))
+	}
+}
+
+func (s *source) etcd(e Etcd) {
+	if !e.Disabled {
+		for i, endpoint := range e.Endpoints {
+			if problem, hint := checkEndpoint(endpoint); problem != "" {
+				s.report(fmt.Sprintf("etcd.endpoints[%d]", i), problem, hint)
+			}
+		}
+	}
+	if !prefixPath.MatchString(e.Prefix) || strings.Contains(e.Prefix+"/", "/./") || strings.Contains(e.Prefix+"/", "/../") {
+		hint := "write it like /rota"
+		if fixed := "/" + strings.Trim(e.Prefix, "/"); prefixPath.MatchString(fixed) {
+			hint = "write " + fixed
+		}
+		s.report("etcd.prefix", fmt.Sprintf("%q is not a key prefix", clip(e.Prefix)), hint)
+	}
+	if e.Password != "" && e.PasswordFile != "" {
+		s.report("etcd.password_file", "password and password_file are both given", "keep one, best password_file")
+	}
+	if e.Username == "" && (e.Password != "" || e.PasswordFile != "") {
+		path := "etcd.password"
+		if e.PasswordFile != "" {
+			path = "etcd.password_file"
+		}
+		s.report(path, "a password without a username", "add etcd.username")
+	}
+	if e.Username != "" && e.Password == "" && e.PasswordFile == "" {
+		s.report("etcd.username", "a username without a password", "add etcd.password_file")
+	}
+	if e.Cert != "" && e.Key == "" {
+		s.report("etcd.cert", "a certificate without its key", "add etcd.key")
+	}
+	if e.Key != "" && e.Cert == "" {
+		s.report("etcd.key", "a key without its certificate", "add etcd.cert")
+	}
+}
+
+func checkEndpoint(endpoint string) (problem, hint string) {
+	if scheme, rest, ok := strings.Cut(endpoint, "://"); ok {
+		u, err := url.Parse(endpoint)
+		switch {
+		case scheme != "http" && scheme != "https":
+			return fmt.Sprintf("etcd endpoint %q has an unknown scheme", clip(endpoint)), "write http://, https:// or just host:port"
+		case err != nil || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.User != nil || u.Fragment != "":
+			return fmt.Sprintf("etcd endpoint %q must be scheme://host:port and no more", clip(hideUser(endpoint))), "credentials go to etcd.username and etcd.password_file"
+		}
+		endpoint = strings.TrimSuffix(rest, "/")
+	}
+	return checkAddress("etcd endpoint", endpoint, dialled, 2379)
+}
+
+// hideUser drops what stands before @ in a URL.
+func hideUser(endpoint string) string {
+	scheme, rest, _ := strings.Cut(endpoint, "://")
+	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
+		rest = "…@" + rest[i+1:]
+	}
+	return scheme + "://" + rest
+}
+
+// How an address is used: one that is bound may lack its host and take port 0, one that is dialled may not.
+const (
+	bound = iota
+	dialled
+)
+
+// checkAddress reports what keeps address from being host:port. port is the one the hints use.
+func checkAddress(what, address string, use, port int) (problem, hint string) {
+	example := fmt.Sprintf("write it like 127.0.0.1:%d", port)
+	quoted := fmt.Sprintf("%s %q", what, clip(address))
+	switch _, err := strconv.Atoi(address); {
+	case address == "":
+		return what + " is empty", example
+	case err == nil && use == bound:
+		return quoted + " is not host:port", "write :" + address
+	case strings.Contains(address, "://"):
+		return quoted + " must not have a scheme", example
+	case strings.Contains(address, "/"):
+		return quoted + " is not host:port", example
+	}
+	host, p, err := net.SplitHostPort(address)
+	if err != nil {
+		if ip, err := netip.ParseAddr(strings.Trim(address, "[]")); err == nil {
+			return quoted + " has no port", "write " + net.JoinHostPort(ip.String(), strconv.Itoa(port))
+		}
+		if !strings.Contains(address, ":") {
+			return quoted + " has no port", fmt.Sprintf("write %s:%d", address, port)
+		}
+		return quoted + " is not host:port", example
+	}
+	n, err := strconv.Atoi(p)
+	if err != nil || n < 0 || n > 65535 || p != strconv.Itoa(n) {
+		return fmt.Sprintf("%s has no port between 1 and 65535", quoted), example
+	}
+	if n == 0 && use == dialled {
+		return quoted + " has port 0, which cannot be dialled", example
+	}
+	if host == "" {
+		if use == dialled {
+			return quoted + " has no host", "write 127.0.0.1" + address
+		}
+		return "", ""
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		if use == dialled && (ip.IsUnspecified() || ip.IsMulticast()) {
+			return quoted + " cannot be dialled", "name the host it listens on, such as " + net.JoinHostPort("127.0.0.1", p)
+		}
+		return "", ""
+	}
+	if len(host) > 253 || !dnsName.MatchString(host) || looksLikeIPv4(host) {
+		return quoted + " has no valid host", example
+	}
+	return "", ""
+}
+
+// looksLikeIPv4 tells a mistyped address from a name: no top-level domain is a number.
+func looksLikeIPv4(host string) bool {
+	last := host[strings.LastIndexByte(host, '.')+1:]
+	_, err := strconv.Atoi(last)
+	return err == nil
+}
+
+func (s *source) listeners(c *Config) {
+	if len(c.Listeners) == 0 {
+		s.report("listeners", "no listener", `add one, such as {address: ":8080"}`)
+	}
+	first := make(map[string]string)
+	if c.Admin.Address != "off" {
+		if key := bindKey(c.Admin.Address); key != "" {
+			first[key] = "admin.address"
+		}
+	}
+	for i, l := range c.Listeners {
+		path := fmt.Sprintf("listeners[%d]", i)
+		if !slices.Contains(protocols, l.Protocol) {
+			s.report(path+".protocol", fmt.Sprintf("protocol %q is not supported", clip(l.Protocol)), "only http is, so far")
+		}
+		if problem, hint := checkAddress("listener address", l.Address, bound, 8080); problem != "" {
+			s.report(path+".address", problem, hint)
+			continue
+		}
+		key := bindKey(l.Address)
+		if other, twice := first[key]; twice && key != "" {
+			s.report(path+".address", fmt.Sprintf("address %q is taken by %s", l.Address, other), "choose another port")
+		} else {
+			first[key] = path
+		}
+	}
+}
+
+// bindKey is equal for addresses that are the same socket; empty where the port is free to choose.
+func bindKey(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || port == "0" {
+		return ""
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		if host = ip.Unmap().String(); ip.IsUnspecified() {
+			host = ""
+		}
+	}
+	return strings.ToLower(host) + ":" + port
+}
+
+func (s *source) admin(a Admin) {
+	if a.Address == "off" {
+		return
+	}
+	if problem, hint := checkAddress("admin address", a.Address, bound, 9797); problem != "" {
+		if near(a.Address, []string{"off"}) != "" {
+			hint = `did you mean "off"?`
+		}
+		s.report("admin.address", problem, hint)
+		return
+	}
+	host, port, _ := net.SplitHostPort(a.Address)
+	ip, err := netip.ParseAddr(host)
+	if host == "localhost" || err == nil && ip.Unmap().IsLoopback() {
+		return
+	}
+	s.report("admin.address", fmt.Sprintf("admin address %q is not on loopback: the admin API has no authentication yet", a.Address),
+		fmt.Sprintf("write 127.0.0.1:%s, or off", port))
+}
+
+func (s *source) access(value string) {
+	if value == "stdout" || value == "off" || strings.ContainsAny(value, "/.") {
+		return
+	}
+	hint := "for a file write ./" + value
+	if meant := near(value, []string{"stdout", "off"}); meant != "" {
+		hint = fmt.Sprintf("did you mean %q? For a file write ./%s", meant, value)
+	}
+	s.report("log.access", fmt.Sprintf("access log %q is neither stdout nor off nor a path", clip(value)), hint)
+}
+
+// route checks one route; path is where it stands, empty for a value kept in etcd.
+func (s *source) route(r Route, path string) {
+	switch {
+	case r.Name == "":
+		s.report(join(path, "name"), "a route needs a name", "add name: "+orWord(r.Service, "cart"))
+	case !routeName.MatchString(r.Name):
+		s.report(join(path, "name"), fmt.Sprintf("%q is not a route name", clip(r.Name)), "use letters, digits and . _ : -, at most 128 characters")
+	}
+	if problem, hint := checkHost(r.Host); problem != "" {
+		s.report(join(path, "host"), problem, hint)
+	}
+	if problem, hint := checkPath(r.Path); problem != "" {
+		s.report(join(path, "path"), problem, hint)
+	}
+	switch {
+	case r.Service == "":
+		s.report(join(path, "service"), "a route needs a service", "add service: "+orWord(r.Name, "cart"))
+	case !serviceName.MatchString(r.Service):
+		s.report(join(path, "service"), fmt.Sprintf("%q is not a service name", clip(r.Service)), serviceGrammar)
+	}
+	if r.StripPrefix && r.Path == "" {
+		s.report(join(path, "strip_prefix"), "strip_prefix without a path strips nothing", "add path, or remove strip_prefix")
+	}
+}
+
+func orWord(word, otherwise string) string {
+	if serviceName.MatchString(word) {
+		return word
+	}
+	return otherwise
+}
+
+func checkHost(host string) (problem, hint string) {
+	if host == "" {
+		return "", ""
+	}
+	quoted := fmt.Sprintf("host %q", clip(host))
+	name, wildcard := strings.CutPrefix(host, "*.")
+	inner, bracketed := strings.CutPrefix(host, "[")
+	if inner, bracketed = strings.CutSuffix(inner, "]"); bracketed {
+		if ip, err := netip.ParseAddr(inner); err == nil && ip.Is6() && ip.Zone() == "" {
+			return "", ""
+		}
+	}
+	switch {
+	case host == "*":
+		return quoted + " is not a host", "leave host out to match any"
+	case strings.Contains(host, "://"):
+		return quoted + " must not have a scheme", "write the host alone"
+	case strings.Contains(host, "/"):
+		return quoted + " must not have a path", "write it as path"
+	case net.ParseIP(host) != nil && strings.Contains(host, ":"):
+		return quoted + " is an IPv6 address without brackets", fmt.Sprintf(`write "[%s]"`, host)
+	case strings.Contains(host, ":"):
+		bare, _, _ := strings.Cut(host, ":")
+		return quoted + " must not have a port", "write " + bare + "; any port matches"
+	case strings.HasSuffix(host, "."):
+		return quoted + " must not end in a dot", "write " + strings.TrimRight(host, ".")
+	case strings.Contains(name, "*"):
+		return quoted + " has a * that is not the whole first label", "write it like *.example.com"
+	case strings.ContainsFunc(host, func(r rune) bool { return r > '~' }):
+		return quoted + " is not ASCII", "write it in punycode, xn--…"
+	case len(host) > 253, !dnsName.MatchString(name), wildcard && looksLikeIPv4(name):
+		return quoted + " is not a host name", "write it like shop.example.com or *.example.com"
+	}
+	return "", ""
+}
+
+func checkPath(path string) (problem, hint string) {
+	if path == "" {
+		return "", ""
+	}
+	quoted := fmt.Sprintf("path %q", clip(path))
+	p := strings.TrimPrefix(path, "=")
+	switch {
+	case strings.HasPrefix(path, "~"):
+		return quoted + ": regular expressions are not supported", "write a prefix like /cart, or =/cart for that path only"
+	case strings.Contains(path, "*"):
+		return quoted + ": * is not a wildcard", "a prefix matches all below it: /cart matches /cart/7"
+	case !strings.HasPrefix(p, "/"):
+		return quoted + " must begin with /", fmt.Sprintf("write %s/%s", path[:len(path)-len(p)], clip(p))
+	case strings.ContainsAny(p, "?#"):
+		return quoted + " must not have a query or fragment", "only the path is matched"
+	case len(p) > 4096:
+		return quoted + " is longer than 4096 bytes", ""
+	}
+	for i := 0; i < len(p); i++ {
+		switch b := p[i]; {
+		case b <= ' ' || b >= 0x7f || strings.IndexByte(`"<>\^{|}`+"`", b) >= 0:
+			return fmt.Sprintf("%s has a %q, which a path holds only escaped", quoted, p[i:i+1]), fmt.Sprintf("write %%%02X", b)
+		case b == '%':
+			if i+2 >= len(p) || !isHex(p[i+1]) || !isHex(p[i+2]) {
+				return quoted + " has a % without two hexadecimal digits", "write %25 for a percent sign"
+			}
+			switch strings.ToLower(p[i+1 : i+3]) {
+			case "2f", "5c", "00":
+				return fmt.Sprintf("%s has %s, which requests may not have", quoted, p[i:i+3]), "remove it"
+			}
+		}
+	}
+	for segment := range strings.SplitSeq(p[1:], "/") {
+		if segment == "." || segment == ".." {
+			return quoted + " has a dot segment", "write the path it leads to"
+		}
+	}
+	if strings.Contains(p, "//") {
+		return quoted + " has an empty segment", "write one slash"
+	}
+	return "", ""
+}
+
+func isHex(b byte) bool {
+	return '0' <= b && b <= '9' || 'a' <= b && b <= 'f' || 'A' <= b && b <= 'F'
+}
+
+// service checks one service's policy; path is where it stands, empty for a value kept in etcd.
+func (s *source) service(name string, v Service, path string) {
+	if !serviceName.MatchString(name) {
+		s.reportKey(path, fmt.Sprintf("%q is not a service name", clip(name)), serviceGrammar)
+	}
+	s.oneOf(join(path, "balance"), v.Balance, pool.Policies())
+	first := make(map[string]bool)
+	for i, in := range v.Instances {
+		at := join(path, fmt.Sprintf("instances[%d]", i))
+		if problem, hint := checkAddress("instance address", in.Address, dialled, 5001); problem != "" {
+			s.report(at+".address", problem, hint)
+		} else if first[in.Address] {
+			s.report(at+".address", fmt.Sprintf("instance %q is given twice", in.Address), "keep one; for more traffic raise its weight")
+		}
+		first[in.Address] = true
+		if in.Weight != nil && (*in.Weight < 0 || *in.Weight > registry.MaxWeight) {
+			s.report(at+".weight", fmt.Sprintf("weight must be 0 to %d, not %d", registry.MaxWeight, *in.Weight), "100 is the default, 0 takes no new traffic")
+		}
+	}
+}

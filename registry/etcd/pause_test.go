@@ -1,0 +1,5 @@
+package registryetcd
+
+const childVariable = "ROTA_TEST_CHILD"
+
+func child() {}

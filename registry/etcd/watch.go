@@ -1,0 +1,456 @@
+package registryetcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"math"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+
+	"github.com/rota-lb/rota/registry"
+)
+
+// Why a watch cannot go on from where it was.
+var (
+	errSilent = errors.New("no sign of life")
+	errStore  = errors.New("the store is another one, or went back in time")
+	errOrder  = errors.New("a change came after a later one")
+	errAudit  = errors.New("what was delivered is not what etcd holds")
+)
+
+// canceledError says that etcd ended the watch.
+type canceledError struct{ reason string }
+
+func (e canceledError) Error() string { return "etcd ended the watch: " + e.reason }
+
+// resumeWithin is how long a broken connection may take to come back without anybody being told.
+const resumeWithin = 2 * time.Second
+
+// watch is one call of Watch. One goroutine runs it and calls apply.
+type watch struct {
+	c      *Client
+	log    *zap.Logger
+	prefix string
+	apply  func(registry.Update)
+
+	store uint64 // cluster id
+	term  uint64 // the latest raft term seen; a store has none that is lower later
+	rev   int64  // what was delivered is the store's content as of this revision
+	// seen holds the revision at which each key was last delivered, by the hash of the key. Sixteen bytes for a key
+	// are what the audit costs; that two keys of a fleet share a hash of 64 bits will not happen.
+	seen map[uint64]int64
+	seed maphash.Seed
+
+	ok        bool // in touch, as far as the reader was told
+	told      string
+	toldAt    time.Time
+	lostAt    time.Time
+	nextAudit time.Time
+}
+
+// Watch implements [registry.Registry].
+func (c *Client) Watch(ctx context.Context, scope registry.Scope, apply func(registry.Update)) error {
+	if err := scope.Validate(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	w := &watch{
+		c:      c,
+		prefix: c.keys.RangePrefix(scope),
+		apply:  apply,
+		seed:   maphash.MakeSeed(),
+	}
+	w.log = c.log.With(zap.String("prefix", w.prefix))
+	done := make(chan struct{})
+	if !c.goroutine(func() { <-done }) { // Close waits for us
+		return ErrClosed
+	}
+	defer close(done)
+	defer context.AfterFunc(c.ctx, func() { cancel(ErrClosed) })()
+	w.run(ctx)
+	if cause := context.Cause(ctx); errors.Is(cause, ErrClosed) {
+		return cause
+	}
+	return ctx.Err()
+}
+
+func (w *watch) run(ctx context.Context) {
+	s := &w.c.stats
+	s.watches.Add(1)
+	defer s.watches.Add(-1)
+	defer w.setOK(false)
+
+	reason := RelistStart // empty: go on from w.rev
+	retry := backoff{min: firstPause, max: time.Second}
+	var broke time.Time // since when no connection lasted; zero: it does
+	for sleep(ctx, retry.next()) {
+		if reason != "" {
+			if err := w.reset(ctx, reason); err != nil {
+				w.lost(ctx, err)
+				continue
+			}
+			reason, broke = "", time.Time{}
+		}
+		var until time.Time
+		if !broke.IsZero() {
+			until = broke.Add(resumeWithin)
+		}
+		began := time.Now()
+		err := w.follow(ctx, until, func() {
+			if !broke.IsZero() {
+				s.resumes.Add(1)
+				broke = time.Time{}
+			}
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > 5*time.Second {
+			retry.reset()
+		}
+		if reason = relistReason(err); reason == RelistLost {
+			if broke.IsZero() {
+				broke = time.Now()
+			}
+			if time.Since(broke) < resumeWithin {
+				reason = ""
+				continue
+			}
+		}
+		switch reason {
+		case RelistLost, RelistSilent, RelistCanceled:
+			w.lost(ctx, err)
+		default:
+			w.log.Warn("listing again", zap.String("reason", reason), zap.Int64("revision", w.rev), zap.Error(err))
+		}
+	}
+}
+
+func relistReason(err error) string {
+	var canceled canceledError
+	switch {
+	case errors.Is(err, rpctypes.ErrCompacted):
+		return RelistCompacted
+	case errors.Is(err, errSilent):
+		return RelistSilent
+	case errors.Is(err, errStore):
+		return RelistStore
+	case errors.Is(err, errOrder):
+		return RelistOrder
+	case errors.Is(err, errAudit):
+		return RelistAudit
+	case errors.As(err, &canceled):
+		return RelistCanceled
+	}
+	return RelistLost
+}
+
+// lost tells the reader that etcd is out of touch, once for every reason.
+func (w *watch) lost(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	const repeatAfter = 10 * time.Second
+	err = w.c.explain(err)
+	first := w.ok || w.told == ""
+	if !first && (w.told == err.Error() || time.Since(w.toldAt) < repeatAfter) {
+		return
+	}
+	if first {
+		w.lostAt = time.Now()
+	}
+	w.setOK(false)
+	w.told, w.toldAt = err.Error(), time.Now()
+	w.log.Warn("out of touch, going on with what is known", zap.Int64("revision", w.rev), zap.Error(err))
+	w.apply(registry.Update{Revision: w.rev, StoreID: w.store, Err: err})
+}
+
+func (w *watch) setOK(ok bool) {
+	if w.ok != ok {
+		w.ok = ok
+		if ok {
+			w.c.stats.connected.Add(1)
+		} else {
+			w.c.stats.connected.Add(-1)
+		}
+	}
+}
+
+// reset lists everything and delivers it.
+func (w *watch) reset(ctx context.Context, reason string) error {
+	var changes []registry.Change
+	var seen map[uint64]int64
+	again := func() {
+		changes = make([]registry.Change, 0, len(w.seen))
+		seen = make(map[uint64]int64, len(w.seen))
+	}
+	header, err := w.c.list(ctx, w.prefix, false, again, func(kv *mvccpb.KeyValue) {
+		changes = append(changes, w.c.change(kv))
+		seen[w.hash(kv.Key)] = kv.ModRevision
+	})
+	if err != nil {
+		return err
+	}
+	fields := []zap.Field{
+		zap.String("reason", reason), zap.Int("keys", len(changes)), zap.Int64("revision", header.Revision),
+	}
+	if !w.ok && w.told != "" {
+		fields = append(fields, zap.Duration("away", time.Since(w.lostAt)))
+	}
+	w.log.Info("listed", fields...)
+	w.store, w.term, w.rev, w.seen = header.ClusterId, header.RaftTerm, header.Revision, seen
+	w.told = ""
+	w.setOK(true)
+	w.scheduleAudit(w.c.opts.AuditEvery)
+	w.c.stats.relisted(reason)
+	w.c.stats.revision.Store(w.rev)
+	w.apply(registry.Update{Reset: true, Revision: w.rev, StoreID: w.store, Changes: changes})
+	return nil
+}
+
+func (w *watch) hash(key []byte) uint64 { return maphash.Bytes(w.seed, key) }
+
+// follow watches from the next revision on and delivers what it hears. until, if not zero, says when a broken
+// connection must be back. live is called when etcd has taken the watch. It returns why the watch ended.
+func (w *watch) follow(ctx context.Context, until time.Time, live func()) (err error) {
+	outer := ctx
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	resumed := !until.IsZero()
+	if !resumed {
+		until = time.Now().Add(w.c.callTimeout())
+	}
+	tooLate := time.AfterFunc(time.Until(until), cancel)
+	defer func() {
+		if tooLate.Stop(); ctx.Err() != nil && outer.Err() == nil {
+			err = context.DeadlineExceeded // and not canceled, as it seemed from inside
+		}
+	}()
+
+	stream, err := pb.NewWatchClient(w.c.etcd.ActiveConnection()).Watch(ctx, grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(math.MaxInt32))
+	if err != nil {
+		return err
+	}
+	err = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
+		Key:            []byte(w.prefix),
+		RangeEnd:       []byte(clientv3.GetPrefixRangeEnd(w.prefix)),
+		StartRevision:  w.rev + 1,
+		ProgressNotify: true,
+		Fragment:       true, // bounds the size of a message; whole revisions are put together again below
+	}}})
+	if err != nil {
+		return streamError(stream, err)
+	}
+	created, err := stream.Recv()
+	switch {
+	case err != nil:
+		return err
+	case !created.Created:
+		return canceledError{"it began without being created"}
+	}
+	if err := w.ended(created); err != nil {
+		return err
+	}
+	if resumed || created.Header.ClusterId != w.store {
+		if err := w.confirm(ctx); err != nil {
+			return err
+		}
+	}
+	if !tooLate.Stop() {
+		return context.DeadlineExceeded
+	}
+	if resumed {
+		w.scheduleAudit(min(w.c.opts.AuditEvery, 10*time.Second))
+	}
+	live()
+	return w.listen(ctx, stream)
+}
+
+// streamError returns what ended a stream on which Send failed.
+func streamError(stream pb.Watch_WatchClient, err error) error {
+	for {
+		if _, recvErr := stream.Recv(); recvErr != nil {
+			return recvErr
+		}
+		if stream.Context().Err() != nil {
+			return err
+		}
+	}
+}
+
+// ended returns why a response ends the watch, or nil.
+func (w *watch) ended(resp *pb.WatchResponse) error {
+	switch {
+	case resp.CompactRevision != 0:
+		return rpctypes.ErrCompacted
+	case resp.Canceled:
+		if resp.CancelReason == rpctypes.ErrCompacted.Error() {
+			return rpctypes.ErrCompacted
+		}
+		return canceledError{resp.CancelReason}
+	}
+	return nil
+}
+
+// confirm asks a quorum whether the store is still the one that was listed.
+func (w *watch) confirm(ctx context.Context) error {
+	resp, err := w.c.page(ctx, w.prefix, []clientv3.OpOption{clientv3.WithCountOnly(), clientv3.WithLimit(1)})
+	if err != nil {
+		return err
+	}
+	h := resp.Header
+	if h.ClusterId != w.store || h.Revision < w.rev || h.RaftTerm < w.term {
+		return fmt.Errorf("%w: cluster %x at revision %d in term %d, was %x at %d in %d",
+			errStore, h.ClusterId, h.Revision, h.RaftTerm, w.store, w.rev, w.term)
+	}
+	w.term = h.RaftTerm
+	return nil
+}
+
+// heard is what a stream said last: a response or its end.
+type heard struct {
+	resp *pb.WatchResponse
+	err  error
+}
+
+// listen delivers what the stream says until it ends.
+func (w *watch) listen(ctx context.Context, stream pb.Watch_WatchClient) error {
+	hear := make(chan heard)
+	go func() {
+		for {
+			resp, err := stream.Recv()
+			select {
+			case hear <- heard{resp, err}:
+				if err != nil {
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	ask := func() error {
+		return stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
+	}
+
+	progress := time.NewTicker(w.c.opts.ProgressEvery)
+	defer progress.Stop()
+	silence := time.NewTimer(w.c.opts.Silence)
+	defer silence.Stop()
+	auditDue := time.NewTimer(w.untilAudit())
+	defer auditDue.Stop()
+	var audit *audit // the one that runs, or waits for us to reach its revision
+	var audited <-chan struct{}
+	var parts []*mvccpb.Event // of a response in fragments
+
+	for {
+		select {
+		case h := <-hear:
+			if h.err != nil {
+				return h.err
+			}
+			if err := w.ended(h.resp); err != nil {
+				return err
+			}
+			if err := w.handle(ctx, h.resp, &parts, audit); err != nil {
+				return err
+			}
+			silence.Reset(w.c.opts.Silence) // only now: apply may have taken its time
+		case <-progress.C:
+			if err := ask(); err != nil {
+				return streamError(stream, err)
+			}
+		case <-silence.C:
+			return fmt.Errorf("%w for %s", errSilent, w.c.opts.Silence)
+		case <-auditDue.C:
+			audit = w.startAudit(ctx)
+			audited = audit.done
+		case <-audited:
+			audited = nil
+			if err := ask(); err != nil { // the answer tells us that we are up to date
+				return streamError(stream, err)
+			}
+		}
+		if audit != nil && audited == nil && audit.finished(w.rev) {
+			if err := w.judge(audit); err != nil {
+				return err
+			}
+			audit = nil
+			auditDue.Reset(w.untilAudit())
+		}
+	}
+}
+
+// handle takes one response that does not end the watch.
+func (w *watch) handle(ctx context.Context, resp *pb.WatchResponse, parts *[]*mvccpb.Event, a *audit) error {
+	h := resp.Header
+	if h.ClusterId != w.store {
+		return fmt.Errorf("%w: cluster %x, was %x", errStore, h.ClusterId, w.store)
+	}
+	w.term = max(w.term, h.RaftTerm)
+	if len(resp.Events) == 0 && !resp.Fragment && len(*parts) == 0 {
+		if h.Revision < w.rev { // a member that lags behind the one we listed from, or a proxy to another store
+			return w.confirm(ctx)
+		}
+		w.deliver(h.Revision, nil)
+		return nil
+	}
+	*parts = append(*parts, resp.Events...)
+	if resp.Fragment {
+		return nil
+	}
+	events := *parts
+	*parts = nil
+	return w.events(events, a)
+}
+
+// events delivers the changes of one or more whole revisions.
+func (w *watch) events(events []*mvccpb.Event, a *audit) error {
+	changes := make([]registry.Change, 0, len(events))
+	rev := w.rev
+	for _, ev := range events {
+		key, mod, deleted := w.hash(ev.Kv.Key), ev.Kv.ModRevision, ev.Type == mvccpb.Event_DELETE
+		if mod <= w.rev {
+			// Said twice is harmless, said too late is not.
+			if last, ok := w.seen[key]; ok && last >= mod || !ok && deleted {
+				continue
+			}
+			return fmt.Errorf("%w: revision %d after %d", errOrder, mod, w.rev)
+		}
+		if mod < rev {
+			return fmt.Errorf("%w: revision %d after %d", errOrder, mod, rev)
+		}
+		rev = mod
+		if a != nil {
+			a.touched[key] = struct{}{}
+		}
+		if deleted {
+			delete(w.seen, key)
+			changes = append(changes, w.c.deletion(ev.Kv))
+			w.c.stats.deletes.Add(1)
+		} else {
+			w.seen[key] = mod
+			changes = append(changes, w.c.change(ev.Kv))
+			w.c.stats.puts.Add(1)
+		}
+	}
+	if len(changes) > 0 {
+		w.deliver(rev, changes)
+	}
+	return nil
+}
+
+func (w *watch) deliver(rev int64, changes []registry.Change) {
+	w.rev = rev
+	w.c.stats.revision.Store(rev)
+	w.apply(registry.Update{Revision: rev, StoreID: w.store, Changes: changes})
+}
