@@ -22,7 +22,9 @@ type contestant struct {
 	version string
 	// copies means that it only copies bytes: it adds no header and pools no upstream connection.
 	copies bool
-	start  func(r *rig.Rig, listen, upstream string) (*running, error)
+	// metrics means that it exports those of its Go runtime.
+	metrics bool
+	start   func(r *rig.Rig, listen, upstream string) (*running, error)
 }
 
 // running is a started contestant.
@@ -69,6 +71,15 @@ func version(argv ...string) string {
 	return first
 }
 
+// rotaVersion is the word that follows the name: a build from a working tree has no number.
+func rotaVersion(binary string) string {
+	out, err := exec.Command(binary, "version").Output()
+	if f := strings.Fields(string(out)); err == nil && len(f) > 1 {
+		return f[1]
+	}
+	return ""
+}
+
 //go:embed floor/floor.c
 var floorSource string
 
@@ -110,7 +121,7 @@ func rota(ctx context.Context, r *rig.Rig, binary string) (*contestant, error) {
 	if _, err := os.Stat(binary); err != nil {
 		return nil, err
 	}
-	c := &contestant{name: "rota", version: version(binary, "version")}
+	c := &contestant{name: "rota", version: rotaVersion(binary), metrics: true}
 	c.start = func(r *rig.Rig, listen, upstream string) (*running, error) {
 		admin, err := rig.Address()
 		if err != nil {

@@ -214,17 +214,18 @@ func (b *bench) fair(l load, accepted int64) error {
 	return nil
 }
 
-// each runs one part for every contestant that is still in the race, one after the other, on a fresh process.
-func (b *bench) each(ctx context.Context, part string, measure func(*contestant, *running, *result) error) error {
+// each runs one part for every contestant that it fits and that is still in the race, one after the other, on a fresh
+// process.
+func (b *bench) each(ctx context.Context, part string, fits func(*contestant) bool, measure func(*running, *result) error) error {
 	for i, c := range b.participants {
 		res := b.report.Results[i]
-		if res.Unfair != "" {
+		if res.Unfair != "" || !fits(c) {
 			continue
 		}
 		progress("%s of %s", part, c.name)
 		p, err := b.launch(ctx, c, b.up.address)
 		if err == nil {
-			err = measure(c, p, res)
+			err = measure(p, res)
 			p.Stop()
 		}
 		if ctx.Err() != nil {
@@ -243,7 +244,7 @@ func (b *bench) syscalls(ctx context.Context) error {
 		progress("no system calls without strace: apt install strace")
 		return nil
 	}
-	return b.each(ctx, "system calls", func(c *contestant, p *running, res *result) error {
+	return b.each(ctx, "system calls", func(*contestant) bool { return true }, func(p *running, res *result) error {
 		if _, err := runWrk(ctx, b.rig, p.address, b.connections, b.warmup); err != nil {
 			return err
 		}
@@ -325,10 +326,8 @@ func classify(calls map[string]int64) map[string]int64 {
 
 // idleMemory opens many connections, asks once on each, and divides what memory grew by.
 func (b *bench) idleMemory(ctx context.Context) error {
-	return b.each(ctx, "memory", func(c *contestant, p *running, res *result) error {
-		if c.copies {
-			return nil // it holds an upstream connection per client, which nobody else does
-		}
+	// Who only copies holds an upstream connection per client, which nobody else does.
+	return b.each(ctx, "memory", func(c *contestant) bool { return !c.copies }, func(p *running, res *result) error {
 		// Pools and buffers first grow to what so many requests at a time need.
 		if _, err := runWrk(ctx, b.rig, p.address, 64, b.warmup); err != nil {
 			return err
@@ -441,10 +440,7 @@ const mallocs = "go_memstats_mallocs_total"
 // allocations divides the allocations of a loaded window by its requests, without those of an idle window.
 func (b *bench) allocations(ctx context.Context) error {
 	const window = 5 * time.Second
-	return b.each(ctx, "allocations", func(c *contestant, p *running, res *result) error {
-		if p.metrics == "" || b.up.Process == nil {
-			return nil
-		}
+	return b.each(ctx, "allocations", func(c *contestant) bool { return c.metrics && b.up.Process != nil }, func(p *running, res *result) error {
 		if _, err := metric(p.metrics, mallocs); err != nil {
 			progress("  none: %v", err)
 			return nil
@@ -468,6 +464,9 @@ func (b *bench) allocations(ctx context.Context) error {
 			a1, err := metric(p.metrics, mallocs)
 			return a1 - a0, float64(c1.requests - c0.requests - 1), err
 		}
+		if err := sleep(ctx, time.Second); err != nil { // what starts has started
+			return err
+		}
 		idle, _, err := lap()
 		if err != nil {
 			return err
@@ -490,7 +489,7 @@ func (b *bench) allocations(ctx context.Context) error {
 		if requests <= 0 {
 			return errors.New("no requests")
 		}
-		perRequest := (loaded - idle) / requests
+		perRequest := max(0, loaded-idle) / requests
 		res.Allocations = &perRequest
 		return nil
 	})

@@ -114,7 +114,9 @@ func (r *report) markdown() string {
 		}
 		t = append(t, row)
 	}
-	b.WriteString(t.String())
+	if len(t) > 1 {
+		b.WriteString(t.String() + "\n")
+	}
 
 	t = table{{"", "socket calls/request", "receive", "send", "epoll_wait", "other calls", "bytes per idle connection", "allocations/request"}}
 	for _, res := range r.Results {
@@ -136,10 +138,9 @@ func (r *report) markdown() string {
 		t = append(t, row)
 	}
 	if len(t) > 1 {
-		b.WriteString("\n" + t.String())
+		b.WriteString(t.String() + "\n")
 	}
 
-	b.WriteString("\n")
 	for _, res := range r.Results {
 		if res.Unfair != "" {
 			fmt.Fprintf(&b, "- %s is not compared: %s\n", res.Name, strings.Join(strings.Fields(res.Unfair), " "))

@@ -39,7 +39,7 @@ func TestExample(t *testing.T) {
 	}
 	var missing []string
 	for _, f := range fieldsOf(configType) {
-		if !strings.Contains(string(Example()), "\n"+f.key+":") {
+		if text := string(Example()); !strings.Contains(text, "\n"+f.key+":") && !strings.Contains(text, "\n# "+f.key+":") {
 			missing = append(missing, f.key)
 		}
 	}
@@ -271,6 +271,24 @@ func TestVariables(t *testing.T) {
 	}
 }
 
+func TestValidate(t *testing.T) {
+	c := Default()
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
+	c.Listeners = []Listener{{Address: "127.0.0.1:0"}, {Address: "8080"}}
+	c.Etcd.Endpoints = []string{"a:1", "b"}
+	err := c.Validate()
+	want := "etcd.endpoints[1]: etcd endpoint \"b\" has no port\n  write b:2379\n" +
+		"listeners[1].address: listener address \"8080\" is not host:port\n  write :8080"
+	if err == nil || err.Error() != want {
+		t.Errorf("got\n%v\nwant\n%s", err, want)
+	}
+	if c.Listeners[0].Protocol != "http" {
+		t.Error("the protocol's default is missing")
+	}
+}
+
 func TestParseRoute(t *testing.T) {
 	want := Route{Name: "cart", Host: "*.example.com", Path: "/cart", Service: "cart", StripPrefix: true, Priority: 3, Timeout: time.Minute}
 	data, err := json.Marshal(want)
@@ -375,7 +393,7 @@ func TestSchema(t *testing.T) {
 	if schema.AdditionalProperties != false || len(schema.Properties) != len(fieldsOf(configType)) {
 		t.Errorf("%s", Schema())
 	}
-	if p := schema.Properties["engine"]; p.Default != "loops" || len(p.Enum) != 2 {
+	if p := schema.Properties["engine"]; p.Default != nil || len(p.Enum) != 2 {
 		t.Errorf("%+v", p)
 	}
 	if p := schema.Properties["timeouts"].Properties["keep_alive"]; p.Default != "1m15s" {

@@ -231,6 +231,10 @@ func (s *source) report(path, message, hint string) {
 			s.addNode(n, message, hint)
 			return
 		}
+		if p == "" && s.file == "" {
+			s.record(&Error{File: path, Message: message, Hint: hint})
+			return
+		}
 		if p == "" {
 			s.add(0, 0, 0, message, hint)
 			return

@@ -28,7 +28,7 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := Parse("rota.yaml", data)
 		if err == nil {
-			if len(c.Listeners) == 0 || c.Engine == "" || c.Timeouts.Connect <= 0 || c.Grace < 0 {
+			if len(c.Listeners) == 0 || c.Log.Level == "" || c.Timeouts.Connect <= 0 || c.Grace < 0 {
 				t.Errorf("incomplete: %+v", c)
 			}
 			return

@@ -93,14 +93,6 @@ func Load(path string, opts ...Option) (*Config, error) {
 	return parse(path, data, env)
 }
 
-// Validate checks a configuration that was changed after it was loaded, by flags say. Any error is of type [Errors];
-// there are no lines to point to.
-func (c *Config) Validate() error {
-	s := newSource("command line", nil)
-	s.validate(c)
-	return s.err()
-}
-
 // Parse reads a configuration from data; name stands for the file in errors. The environment plays no part.
 func Parse(name string, data []byte) (*Config, error) { return parse(name, data, nil) }
 
@@ -120,6 +112,15 @@ func parse(name string, data []byte, env map[string]string) (*Config, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// Validate gives empty fields their defaults and checks a configuration that was not read from a file, or was changed
+// since, by flags for instance. An error is of type [Errors]; it names the setting where a position would stand.
+func (c *Config) Validate() error {
+	c.fill()
+	s := newSource("", nil)
+	s.validate(c)
+	return s.err()
 }
 
 // root tells whether the text could be parsed at all: what a broken one decodes to is not worth a judgement.

@@ -3,9 +3,11 @@ package registry
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -102,16 +104,16 @@ func (in *Instance) UnmarshalJSON(data []byte) error {
 	if !utf8.Valid(data) {
 		return invalid("record: not UTF-8")
 	}
-	var whole json.RawMessage
-	if err := json.Unmarshal(data, &whole); err != nil { // the syntax, and that nothing follows
-		return invalid("record: %w", err)
+	whole := bytes.Trim(data, " \t\r\n")
+	if !json.Valid(whole) { // the syntax, and that nothing follows
+		return invalid("record: not JSON, %s", syntaxError(whole))
 	}
 	if kind(whole) != '{' {
 		return invalid("record: write a JSON object, as in {\"address\":\"10.0.0.7:5001\"}")
 	}
 	out := Instance{Service: in.Service, ID: in.ID}
 	err := eachField(whole, instanceFields, func(name string, raw []byte) error {
-		if string(raw) == "null" && knownField(name) != "" {
+		if string(raw) == "null" && slices.Contains(instanceFields, name) {
 			return nil
 		}
 		var err error
@@ -168,6 +170,16 @@ func (in *Instance) UnmarshalJSON(data []byte) error {
 	}
 	*in = out
 	return nil
+}
+
+// syntaxError says where data stops being JSON.
+func syntaxError(data []byte) string {
+	var se *json.SyntaxError
+	if err := json.Unmarshal(data, new(json.RawMessage)); !errors.As(err, &se) || se.Offset >= int64(len(data)) {
+		return "it ends too early"
+	}
+	at := int(se.Offset)
+	return fmt.Sprintf("after byte %d, behind %s", at, quote(string(data[max(0, at-20):at])))
 }
 
 var claimFields = []string{"host", "path"}
@@ -243,12 +255,16 @@ func jsonString(raw []byte) (s string, err error) {
 	if kind(raw) != '"' {
 		return "", wantErr(raw, "a string")
 	}
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return string(raw[1 : len(raw)-1]), nil
+	}
 	err = json.Unmarshal(raw, &s)
 	return s, err
 }
 
 func jsonInt(raw []byte) (n int, err error) {
-	if err := json.Unmarshal(raw, &n); err != nil || string(raw) == "null" || string(raw) == "-0" {
+	n, err = strconv.Atoi(string(raw)) // what JSON allows, but for "-0", and none of what it does not
+	if err != nil || string(raw) == "-0" {
 		return 0, wantErr(raw, "a whole number without quotes, point or exponent")
 	}
 	return n, nil
@@ -299,7 +315,7 @@ func eachField(raw []byte, known []string, f func(name string, value []byte) err
 	p := space(raw, 1)
 	for raw[p] != '}' {
 		end := valueEnd(raw, p)
-		name, err := jsonString(raw[p:end])
+		name, isKnown, err := fieldName(raw[p:end], known)
 		if err != nil {
 			return err
 		}
@@ -319,8 +335,10 @@ func eachField(raw []byte, known []string, f func(name string, value []byte) err
 		default:
 			seen = append(seen, name)
 		}
-		if near := nearField(name, known); near != "" && near != name {
-			return fmt.Errorf("field %s; write it as %q", quote(name), near)
+		if !isKnown {
+			if near := nearField(name, known); near != "" {
+				return fmt.Errorf("field %s; write it as %q", quote(name), near)
+			}
 		}
 		p = space(raw, space(raw, end)+1) // over the colon
 		end = valueEnd(raw, p)
@@ -332,6 +350,17 @@ func eachField(raw []byte, known []string, f func(name string, value []byte) err
 		}
 	}
 	return nil
+}
+
+// fieldName reads the name of a field, without an allocation if it is one of known.
+func fieldName(raw []byte, known []string) (name string, isKnown bool, err error) {
+	for _, k := range known {
+		if string(raw[1:len(raw)-1]) == k {
+			return k, true, nil
+		}
+	}
+	name, err = jsonString(raw)
+	return name, slices.Contains(known, name), err // with an escape in it, it may be one of them
 }
 
 // eachElement calls f for every element of an array.

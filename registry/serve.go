@@ -28,6 +28,9 @@ type ServeOptions struct {
 	// registered: warm caches there, or ask the service's own health page. Its context ends with Serve's. An error
 	// ends Serve, which returns it.
 	Ready func(ctx context.Context) error
+	// Registered, if not nil, is called once with the registration, when it begins to be kept; the store may not have
+	// it yet. It is for services that change their record later, or show how they stand. It must not block.
+	Registered func(Registration)
 	// Advertise finds the address to register when Instance.Address is empty.
 	Advertise Advertise
 	// Settle is how long the server goes on as before after the store took the state draining, which is the time
@@ -93,6 +96,10 @@ func (o ServeOptions) Serve(ctx context.Context, r Registry, srv *http.Server, i
 		return errors.Join(err, o.shutdown(ctx, srv))
 	}
 	log = log.With(zap.String("id", reg.Instance().ID), zap.String("incarnation", reg.Instance().Incarnation))
+
+	if o.Registered != nil {
+		o.Registered(reg)
+	}
 
 	end := o.attend(ctx, reg, served)
 	if end != nil && !errors.Is(end, http.ErrServerClosed) && !errors.Is(end, ErrSuperseded) && !errors.Is(end, ErrLeft) {

@@ -136,8 +136,14 @@ func answer(s string) http.Handler {
 }
 
 func TestServe(t *testing.T) {
-	s := serve(t, registry.ServeOptions{Settle: -1}, &http.Server{Handler: answer("hello"), IdleTimeout: 3 * time.Second}, registry.Instance{Version: "1"})
+	regs := make(chan registry.Registration, 1)
+	o := registry.ServeOptions{Settle: -1, Registered: func(r registry.Registration) { regs <- r }}
+	s := serve(t, o, &http.Server{Handler: answer("hello"), IdleTimeout: 3 * time.Second}, registry.Instance{Version: "1"})
 	in := s.instance("registered", there)
+	if err := (<-regs).Update(t.Context(), func(in *registry.Instance) { in.Weight = new(7) }); err != nil {
+		t.Error(err)
+	}
+	s.instance("updated", func(in registry.Instance) bool { return in.EffectiveWeight() == 7 })
 	if in.Version != "1" || in.Protocol != "" || in.IdleTimeout != registry.Duration(3*time.Second) || in.ID == "" {
 		t.Errorf("registered as %+v", in)
 	}

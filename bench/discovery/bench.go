@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,9 @@ import (
 
 // pace is how often something is asked: the resolution of the latency figures.
 const pace = 200 * time.Microsecond
+
+// unpaced is a rate that etcd never reaches: changes come as fast as it takes them.
+const unpaced = 1_000_000
 
 // bench is one run.
 type bench struct {
@@ -92,7 +96,10 @@ func (b *bench) run(ctx context.Context) error {
 		return errors.Join(err, churnErr)
 	}
 
-	if b.report.ChangeSmall, err = b.change(ctx, b.small); err != nil {
+	if b.report.ChangeSmall, err = b.change(ctx, b.small, b.rate); err != nil {
+		return err
+	}
+	if b.report.BurstSmall, err = b.change(ctx, b.small, unpaced); err != nil {
 		return err
 	}
 	progress("loading %d instances", b.large)
@@ -104,7 +111,10 @@ func (b *bench) run(ctx context.Context) error {
 		return err
 	}
 	b.report.Load = time.Since(loading).Seconds()
-	if b.report.ChangeLarge, err = b.change(ctx, b.large); err != nil {
+	if b.report.ChangeLarge, err = b.change(ctx, b.large, b.rate); err != nil {
+		return err
+	}
+	if b.report.BurstLarge, err = b.change(ctx, b.large, unpaced); err != nil {
 		return err
 	}
 	largeMemory, err := b.settled(ctx)
@@ -366,46 +376,70 @@ feed:
 	}
 }
 
-// change measures rota's CPU time per change of one weight in a fleet of that size, less what it uses when idle.
-func (b *bench) change(ctx context.Context, size int) (float64, error) {
-	progress("CPU of %d changes among %d instances", b.changes, size)
-	if err := b.applied(ctx); err != nil {
-		return 0, err
-	}
-	time.Sleep(time.Second)
-	used := func(do func() error) (cpu, wall time.Duration, err error) {
-		before, err := b.rota.Account()
-		if err != nil {
-			return 0, 0, err
-		}
-		start := time.Now()
-		if err := do(); err != nil {
-			return 0, 0, err
-		}
-		wall = time.Since(start)
-		after, err := b.rota.Account()
-		if err != nil {
-			return 0, 0, err
-		}
-		cpu, _ = after.Since(before)
-		return cpu, wall, nil
-	}
-	idle, idleWall, err := used(func() error { return sleep(ctx, 2*time.Second) })
+// change measures rota's CPU time per change of one weight in a fleet of that size, less what it uses when idle, and
+// beside it that of a process which only watches.
+func (b *bench) change(ctx context.Context, size, rate int) (cost, error) {
+	progress("CPU of %d changes among %d instances, at most %d/s", b.changes, size, rate)
+	self, err := os.Executable()
 	if err != nil {
-		return 0, err
+		return cost{}, err
 	}
-	busy, wall, err := used(func() error {
+	watcher, err := b.rig.Start("watcher", nil, self, "-watch", b.store.endpoint)
+	if err != nil {
+		return cost{}, err
+	}
+	defer watcher.Stop()
+	if err := b.applied(ctx); err != nil {
+		return cost{}, err
+	}
+	if err := sleep(ctx, time.Second); err != nil { // both have started and come to rest
+		return cost{}, err
+	}
+	idle, err := b.used(watcher, func() error { return sleep(ctx, 2*time.Second) })
+	if err != nil {
+		return cost{}, err
+	}
+	busy, err := b.used(watcher, func() error {
 		var n atomic.Int64
-		if err := b.changeMany(ctx, size, b.changes, b.rate, &n); err != nil {
+		if err := b.changeMany(ctx, size, b.changes, rate, &n); err != nil {
 			return err
 		}
 		return b.applied(ctx)
 	})
 	if err != nil {
-		return 0, err
+		return cost{}, err
 	}
-	busy -= time.Duration(float64(idle) * float64(wall) / float64(idleWall))
-	return float64(max(busy, 0)) / 1e3 / float64(b.changes), nil
+	per := func(busyCPU, idleCPU time.Duration) float64 {
+		idleCPU = time.Duration(float64(idleCPU) * float64(busy.wall) / float64(idle.wall))
+		return float64(max(busyCPU-idleCPU, 0)) / 1e3 / float64(b.changes)
+	}
+	return cost{Rota: per(busy.rota, idle.rota), Watch: per(busy.watcher, idle.watcher), PerSecond: float64(b.changes) / busy.wall.Seconds()}, nil
+}
+
+// usage is the CPU time of a span.
+type usage struct{ rota, watcher, wall time.Duration }
+
+func (b *bench) used(watcher *rig.Process, do func() error) (u usage, err error) {
+	processes := []*rig.Process{b.rota, watcher}
+	var before [2]rig.Account
+	for i, p := range processes {
+		if before[i], err = p.Account(); err != nil {
+			return u, err
+		}
+	}
+	start := time.Now()
+	if err := do(); err != nil {
+		return u, err
+	}
+	u.wall = time.Since(start)
+	for i, out := range []*time.Duration{&u.rota, &u.watcher} {
+		after, err := processes[i].Account()
+		if err != nil {
+			return u, err
+		}
+		*out, _ = after.Since(before[i])
+	}
+	return u, nil
 }
 
 // settled waits until memory has come to rest and returns the least that was seen.

@@ -28,6 +28,7 @@ type options struct {
 	smoke    bool
 	jsonFile string
 	timeout  time.Duration
+	watch    string
 }
 
 // perService is how many instances the services of the fleet have.
@@ -45,6 +46,7 @@ func main() {
 	flag.DurationVar(&o.settle, "settle", 15*time.Second, "how long memory may settle before it is read")
 	flag.BoolVar(&o.smoke, "smoke", false, "a small, short run that only shows that it works")
 	flag.StringVar(&o.jsonFile, "json", "", "write the figures to this `file` too")
+	flag.StringVar(&o.watch, "watch", "", "only watch the etcd at this `endpoint` and do nothing with it: the run starts itself so, as the reference")
 	flag.DurationVar(&o.timeout, "timeout", 15*time.Minute, "limit of the whole run")
 	flag.Parse()
 	if o.smoke {
@@ -64,6 +66,9 @@ func run(o *options) error {
 	defer cancel()
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if o.watch != "" {
+		return watch(ctx, o.watch)
+	}
 	r, err := rig.New()
 	if err != nil {
 		return err

@@ -23,8 +23,10 @@ type report struct {
 	PutBusy     latency     `json:"put_to_routable_busy"`
 	DeleteIdle  latency     `json:"delete_to_last_request_idle"`
 	DeleteBusy  latency     `json:"delete_to_last_request_busy"`
-	ChangeSmall float64     `json:"cpu_us_per_change_small"`
-	ChangeLarge float64     `json:"cpu_us_per_change_large"`
+	ChangeSmall cost        `json:"change_small"`
+	ChangeLarge cost        `json:"change_large"`
+	BurstSmall  cost        `json:"burst_small"`
+	BurstLarge  cost        `json:"burst_large"`
 	MemorySmall int64       `json:"memory_bytes_small"`
 	MemoryLarge int64       `json:"memory_bytes_large"`
 	Load        float64     `json:"load_seconds"`
@@ -37,6 +39,13 @@ type latency struct {
 	P50  float64 `json:"p50_ms"`
 	P99  float64 `json:"p99_ms"`
 	Most float64 `json:"most_ms"`
+}
+
+// cost is CPU time per change, in microseconds.
+type cost struct {
+	Rota      float64 `json:"cpu_us"`
+	Watch     float64 `json:"bare_watch_cpu_us"` // of a process that only watches
+	PerSecond float64 `json:"changes_per_second"`
 }
 
 func summarize(samples []time.Duration) latency {
@@ -71,7 +80,14 @@ func (r *report) markdown() string {
 		fmt.Fprintf(&b, "| %s | %.2f | %.2f | %.2f |\n", row.name, row.P50, row.P99, row.Most)
 	}
 	fmt.Fprintf(&b, "\n| | %d instances | %d instances | |\n| --- | --- | --- | --- |\n", r.Small, r.Large)
-	fmt.Fprintf(&b, "| CPU µs per change of one weight | %.1f | %.1f | ratio %.2f |\n", r.ChangeSmall, r.ChangeLarge, r.ChangeLarge/r.ChangeSmall)
+	for _, row := range []struct {
+		name         string
+		small, large cost
+	}{{"paced", r.ChangeSmall, r.ChangeLarge}, {"as fast as etcd takes them", r.BurstSmall, r.BurstLarge}} {
+		fmt.Fprintf(&b, "| CPU µs per change of one weight, %s: %.0f and %.0f/s | %.1f | %.1f | ratio %.2f |\n",
+			row.name, row.small.PerSecond, row.large.PerSecond, row.small.Rota, row.large.Rota, row.large.Rota/row.small.Rota)
+		fmt.Fprintf(&b, "| of that beyond a bare watch by etcd's client | %.1f | %.1f | |\n", row.small.Rota-row.small.Watch, row.large.Rota-row.large.Watch)
+	}
 	fmt.Fprintf(&b, "| memory, MiB | %.1f | %.1f | %.0f bytes per instance |\n", float64(r.MemorySmall)/(1<<20), float64(r.MemoryLarge)/(1<<20), r.perInstance())
 	fmt.Fprintf(&b, "| seconds to load while running | | %.2f | |\n| seconds to start with them | | %.2f | |\n", r.Load, r.Cold)
 	if r.Steal > 0.01 {

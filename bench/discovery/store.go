@@ -121,3 +121,23 @@ func fleetKey(i int) string {
 func fleetValue(i, weight int) string {
 	return fmt.Sprintf(`{"address":"127.%d.%d.%d:10000","weight":%d}`, 100+i>>16, i>>8&255, i&255, weight)
 }
+
+// watch lists and then watches all instances and throws every event away: what that costs is the price of etcd's
+// client, paid by whoever watches.
+func watch(ctx context.Context, endpoint string) error {
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	list, err := c.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil {
+		return err
+	}
+	for r := range c.Watch(clientv3.WithRequireLeader(ctx), prefix, clientv3.WithPrefix(), clientv3.WithRev(list.Header.Revision+1)) {
+		if err := r.Err(); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}

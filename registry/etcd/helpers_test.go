@@ -2,6 +2,7 @@ package registryetcd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"testing"
@@ -79,6 +80,23 @@ func waitState(tb testing.TB, reg registry.Registration, want registry.Registrat
 		case <-changed:
 		case <-timeout:
 			tb.Fatalf("registration is in state %d (%v), want %d", reg.State(), reg.Err(), want)
+		}
+	}
+}
+
+// waitErr waits until the registration's error is err.
+func waitErr(tb testing.TB, reg registry.Registration, err error) {
+	tb.Helper()
+	timeout := time.After(deadline)
+	for {
+		changed := reg.Changed()
+		if errors.Is(reg.Err(), err) {
+			return
+		}
+		select {
+		case <-changed:
+		case <-timeout:
+			tb.Fatalf("registration's error is %v, want %v", reg.Err(), err)
 		}
 	}
 }

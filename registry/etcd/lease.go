@@ -107,7 +107,7 @@ func (k *keeper) run(ctx context.Context) {
 		log.Warn("lease lost", zap.String("lease", leaseName(l.id)), zap.Error(cause))
 		k.c.stats.leasesLost.Add(1)
 		k.set(nil, fmt.Errorf("lease %s lost: %w", leaseName(l.id), cause))
-		if time.Since(granted) > time.Second {
+		if time.Since(granted) > atRest {
 			retry.reset()
 		}
 	}

@@ -24,6 +24,9 @@ var (
 // leaveTimeout bounds the leaving of a registration whose context has ended.
 const leaveTimeout = 2 * time.Second
 
+// atRest is how long a key or a lease must have been ours for the next attempt to come at once again.
+const atRest = 200 * time.Millisecond
+
 // registration keeps one key. Its goroutine, run, is the only one that writes the key; the others change what it is to
 // write and wait for it.
 type registration struct {
@@ -341,8 +344,8 @@ func (r *registration) keep() error {
 		if err = r.put(l); err == nil {
 			since := time.Now()
 			err = r.hold(l)
-			if time.Since(since) > time.Second {
-				retry.reset() // it was at rest: the next attempt may come at once
+			if time.Since(since) > atRest {
+				retry.reset()
 			}
 		}
 		switch {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"io"
 	"math"
 	"time"
 
@@ -247,8 +248,8 @@ func (w *watch) follow(ctx context.Context, until time.Time, live func()) (err e
 		ProgressNotify: true,
 		Fragment:       true, // bounds the size of a message; whole revisions are put together again below
 	}}})
-	if err != nil {
-		return streamError(stream, err)
+	if err != nil && !errors.Is(err, io.EOF) { // then Recv says why the stream has ended
+		return err
 	}
 	created, err := stream.Recv()
 	switch {
@@ -273,18 +274,6 @@ func (w *watch) follow(ctx context.Context, until time.Time, live func()) (err e
 	}
 	live()
 	return w.listen(ctx, stream)
-}
-
-// streamError returns what ended a stream on which Send failed.
-func streamError(stream pb.Watch_WatchClient, err error) error {
-	for {
-		if _, recvErr := stream.Recv(); recvErr != nil {
-			return recvErr
-		}
-		if stream.Context().Err() != nil {
-			return err
-		}
-	}
 }
 
 // ended returns why a response ends the watch, or nil.
@@ -338,8 +327,8 @@ func (w *watch) listen(ctx context.Context, stream pb.Watch_WatchClient) error {
 			}
 		}
 	}()
-	ask := func() error {
-		return stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
+	ask := func() { // if it fails, the stream has ended, and Recv says why
+		_ = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
 	}
 
 	progress := time.NewTicker(w.c.opts.ProgressEvery)
@@ -354,6 +343,8 @@ func (w *watch) listen(ctx context.Context, stream pb.Watch_WatchClient) error {
 
 	for {
 		select {
+		case <-ctx.Done():
+			return ctx.Err()
 		case h := <-hear:
 			if h.err != nil {
 				return h.err
@@ -366,9 +357,7 @@ func (w *watch) listen(ctx context.Context, stream pb.Watch_WatchClient) error {
 			}
 			silence.Reset(w.c.opts.Silence) // only now: apply may have taken its time
 		case <-progress.C:
-			if err := ask(); err != nil {
-				return streamError(stream, err)
-			}
+			ask()
 		case <-silence.C:
 			return fmt.Errorf("%w for %s", errSilent, w.c.opts.Silence)
 		case <-auditDue.C:
@@ -376,9 +365,7 @@ func (w *watch) listen(ctx context.Context, stream pb.Watch_WatchClient) error {
 			audited = audit.done
 		case <-audited:
 			audited = nil
-			if err := ask(); err != nil { // the answer tells us that we are up to date
-				return streamError(stream, err)
-			}
+			ask() // the answer tells us that we are up to date
 		}
 		if audit != nil && audited == nil && audit.finished(w.rev) {
 			if err := w.judge(audit); err != nil {

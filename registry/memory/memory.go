@@ -280,12 +280,16 @@ func (c *Client) Reconnect() {
 	}
 }
 
-// Crash is Disconnect for good, as if the process had been killed. Its keys stay until Expire.
+// Crash is Disconnect for good, as if the process had been killed. Its keys stay until Expire; what would wait for the
+// store returns ErrDisconnected.
 func (c *Client) Crash() {
 	c.Disconnect()
 	c.store.mu.Lock()
 	defer c.store.mu.Unlock()
 	c.crashed = true
+	for _, r := range c.store.all(c) {
+		r.set(r.state, ErrDisconnected)
+	}
 }
 
 // grant returns the client's lease. Callers hold mu.

@@ -245,11 +245,14 @@ func (r *registration) Leave(ctx context.Context) error {
 func (r *registration) wait(ctx context.Context, done func() (bool, error)) error {
 	for {
 		unlock := r.lock()
-		changed, connected := r.changed, r.client.connected
+		changed, connected, crashed := r.changed, r.client.connected, r.client.crashed
 		ok, err := done()
 		unlock()
-		if ok {
+		switch {
+		case ok:
 			return err
+		case crashed:
+			return ErrDisconnected // the dead do not wait
 		}
 		select {
 		case <-changed:

@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -85,6 +86,7 @@ func Run(t *testing.T, h Harness) {
 		{"LinkLossRegistration", testLinkLossRegistration},
 		{"LinkLossUpdate", testLinkLossUpdate},
 		{"LinkLossLeave", testLinkLossLeave},
+		{"LinkLossLeaveSuperseded", testLinkLossLeaveSuperseded},
 		{"StartWithoutStore", testStartWithoutStore},
 	}
 	for _, test := range tests {
@@ -193,7 +195,8 @@ func (s *suite) gone(w *Watcher, key string) {
 	})
 }
 
-func any1(registry.Instance) bool { return true }
+// whatever is satisfied by every instance.
+func whatever(registry.Instance) bool { return true }
 
 func example(service string) registry.Instance {
 	return registry.Instance{Service: service, ID: "a", Address: "10.0.0.7:5001"}
@@ -243,7 +246,7 @@ func testRegister(s *suite) {
 	}
 
 	// Another process finds it, whole.
-	ch := s.instance(s.watch(s.client(), registry.Scope{Service: in.Service}), s.key(in), "there", any1)
+	ch := s.instance(s.watch(s.client(), registry.Scope{Service: in.Service}), s.key(in), "there", whatever)
 	if d := cmp.Diff(want, *ch.Instance); d != "" {
 		s.Errorf("watched instance (-want +got):\n%s", d)
 	}
@@ -261,7 +264,7 @@ func testRegisterFillsID(s *suite) {
 		s.Errorf("id %q: want <hostname>-5001", id)
 	}
 	in.ID = id
-	s.instance(s.watch(s.client(), registry.Scope{Service: in.Service}), s.key(in), "there", any1)
+	s.instance(s.watch(s.client(), registry.Scope{Service: in.Service}), s.key(in), "there", whatever)
 }
 
 func hasSuffix(s, suffix string) bool {
@@ -311,7 +314,7 @@ func testRegisterManyServices(s *suite) {
 	w := s.watch(s.client(), registry.Scope{Instances: true})
 	lease := int64(0)
 	for _, in := range ins {
-		ch := s.instance(w, s.key(in), "there", any1)
+		ch := s.instance(w, s.key(in), "there", whatever)
 		if lease != 0 && ch.Lease != lease {
 			s.Errorf("%s has lease %d, its neighbour %d: want one lease per process", ch.Key, ch.Lease, lease)
 		}
@@ -322,7 +325,7 @@ func testRegisterManyServices(s *suite) {
 	s.gone(w, s.key(ins[2]))
 	for i, in := range ins {
 		if i != 2 {
-			s.instance(w, s.key(in), "there", any1)
+			s.instance(w, s.key(in), "there", whatever)
 		}
 	}
 }
@@ -334,7 +337,7 @@ func testContextEndLeaves(s *suite) {
 	reg, err := s.client().Register(ctx, in)
 	s.must(err)
 	w := s.watch(s.client(), registry.Scope{Service: in.Service})
-	s.instance(w, s.key(in), "there", any1)
+	s.instance(w, s.key(in), "there", whatever)
 	cancel()
 	s.gone(w, s.key(in))
 	s.waitState(reg, registry.Left)
@@ -345,7 +348,7 @@ func testLeave(s *suite) {
 	in := example(s.service())
 	w := s.watch(s.client(), registry.Scope{Service: in.Service})
 	reg := s.registered(s.client(), in)
-	s.instance(w, s.key(in), "there", any1)
+	s.instance(w, s.key(in), "there", whatever)
 	s.must(reg.Leave(s.limit()))
 	s.gone(w, s.key(in))
 	s.waitState(reg, registry.Left)
@@ -359,14 +362,14 @@ func testLeave(s *suite) {
 
 	// Its place may be taken again.
 	s.registered(s.client(), in)
-	s.instance(w, s.key(in), "there", any1)
+	s.instance(w, s.key(in), "there", whatever)
 }
 
 func testUpdate(s *suite) {
 	in := example(s.service())
 	w := s.watch(s.client(), registry.Scope{Service: in.Service})
 	reg := s.registered(s.client(), in)
-	first := s.instance(w, s.key(in), "there", any1)
+	first := s.instance(w, s.key(in), "there", whatever)
 
 	changed := reg.Changed()
 	s.must(reg.Update(s.limit(), func(in *registry.Instance) {
@@ -429,7 +432,11 @@ func testUpdateConcurrently(s *suite) {
 	errs := make(chan error, n)
 	for range n {
 		go func() {
-			errs <- reg.Update(s.ctx, func(in *registry.Instance) { *in.Weight++ })
+			errs <- reg.Update(s.ctx, func(in *registry.Instance) {
+				w := in.EffectiveWeight()
+				runtime.Gosched() // to let the others in, if they are let in
+				in.Weight = new(w + 1)
+			})
 		}()
 	}
 	for range n {
@@ -461,7 +468,7 @@ func testNewerIncarnationFirst(s *suite) {
 	older.Incarnation = registry.NewIncarnation()
 	young := s.registered(s.client(), in)
 	w := s.watch(s.client(), registry.Scope{Service: in.Service})
-	there := s.instance(w, s.key(in), "there", any1)
+	there := s.instance(w, s.key(in), "there", whatever)
 
 	// A predecessor that thawed, or lost its way through the network for a while.
 	late := s.register(s.client(), older)
@@ -480,7 +487,7 @@ func (s *suite) unmoved(w *Watcher, key string, want registry.Change) {
 	s.must(err)
 	probe := s.h.Keys.Instance(k.Service, "probe-"+registry.NewIncarnation())
 	s.h.Put(s.T, probe, []byte("10.9.9.9:9"))
-	s.instance(w, probe, "there", any1)
+	s.instance(w, probe, "there", whatever)
 	w.Wait(s.T, key+" to stand", func(view map[string]registry.Change) bool {
 		if got := view[key]; got.ModRevision != want.ModRevision {
 			s.Errorf("%s was written at revision %d: want it untouched since %d", key, got.ModRevision, want.ModRevision)
@@ -502,7 +509,7 @@ func testSupersededTouchesNothing(s *suite) {
 	s.waitState(old, registry.Superseded)
 
 	w := s.watch(s.client(), registry.Scope{Service: in.Service})
-	there := s.instance(w, s.key(in), "there", any1)
+	there := s.instance(w, s.key(in), "there", whatever)
 	s.mustBe(old.Update(s.limit(), func(in *registry.Instance) { in.Weight = new(1) }), registry.ErrSuperseded)
 	s.must(old.Leave(s.limit()))
 	s.must(old.Leave(s.limit()))
@@ -519,7 +526,7 @@ func testLeaseRevoked(s *suite) {
 	c := s.client()
 	reg := s.registered(c, in)
 	w := s.watch(s.client(), registry.Scope{Service: in.Service})
-	before := s.instance(w, s.key(in), "there", any1)
+	before := s.instance(w, s.key(in), "there", whatever)
 	for range 3 {
 		s.h.RevokeLeases(s.T, c)
 		var after registry.Change
@@ -545,9 +552,9 @@ func testKeyDeleted(s *suite) {
 	in := example(s.service())
 	reg := s.registered(s.client(), in)
 	w := s.watch(s.client(), registry.Scope{Service: in.Service})
-	before := s.instance(w, s.key(in), "there", any1)
+	before := s.instance(w, s.key(in), "there", whatever)
 	s.h.Delete(s.T, s.key(in))
-	after := s.instance(w, s.key(in), "put again", any1)
+	after := s.instance(w, s.key(in), "put again", whatever)
 	w.Wait(s.T, "it to be created anew", func(view map[string]registry.Change) bool {
 		after = view[s.key(in)]
 		return after.CreateRevision > before.CreateRevision && after.Instance != nil
@@ -565,7 +572,7 @@ func testKeyOverwritten(s *suite) {
 	in := example(s.service())
 	reg := s.registered(s.client(), in)
 	w := s.watch(s.client(), registry.Scope{Service: in.Service})
-	before := s.instance(w, s.key(in), "there", any1)
+	before := s.instance(w, s.key(in), "there", whatever)
 	older := reg.Instance()
 	older.Incarnation = "0"
 	older.Address = "10.6.6.6:6"
@@ -606,7 +613,7 @@ func testWatchEmptyScope(s *suite) {
 }
 
 func testWatchInvalidScope(s *suite) {
-	err := s.client().Watch(s.ctx, registry.Scope{Service: "Foo/"}, func(u registry.Update) { s.Errorf("got %+v", u) })
+	err := s.client().Watch(s.limit(), registry.Scope{Service: "Foo/"}, func(u registry.Update) { s.Errorf("got %+v", u) })
 	s.mustBe(err, registry.ErrInvalid)
 }
 
@@ -627,7 +634,7 @@ func testWatchOrder(s *suite) {
 		}
 	}
 	s.h.Put(s.T, b, []byte("10.0.0.7:1"))
-	s.instance(w, b, "there", any1)
+	s.instance(w, b, "there", whatever)
 	if w.resets() != 1 {
 		s.Skipf("the watch began again %d times, so it may have skipped states", w.resets()-1)
 	}
@@ -703,7 +710,7 @@ func testWatchKinds(s *suite) {
 	}
 	end := k.Instance(service, "end")
 	s.h.Put(s.T, end, []byte(value))
-	s.instance(instances, end, "there", any1)
+	s.instance(instances, end, "there", whatever)
 	for _, w := range []*Watcher{whole, s.watch(s.client(), registry.Scope{})} { // by events and by a Reset
 		w.Wait(s.T, "all kinds", func(view map[string]registry.Change) bool {
 			for key := range keys {
@@ -752,7 +759,7 @@ func testWatchScopeNeighbours(s *suite) {
 	key := s.h.Keys.Instance(service, "a")
 	s.h.Put(s.T, key, []byte("10.0.0.7:1"))
 	for _, w := range []*Watcher{w, s.watch(s.client(), registry.Scope{Service: service})} {
-		s.instance(w, key, "there", any1)
+		s.instance(w, key, "there", whatever)
 		for _, u := range w.updates() {
 			for _, ch := range u.Changes {
 				if ch.Key != key {
@@ -773,7 +780,7 @@ func testWatchManyAtOnce(s *suite) {
 	key := s.h.Keys.Instance(service, "a")
 	s.h.Put(s.T, key, []byte("10.0.0.7:1"))
 	for _, w := range ws {
-		s.instance(w, key, "there", any1)
+		s.instance(w, key, "there", whatever)
 	}
 	s.mustBe(ws[0].Stop(), context.Canceled)
 	s.h.Put(s.T, key, []byte("10.0.0.7:2"))
@@ -786,7 +793,7 @@ func testBadValue(s *suite) {
 	in := example(s.service())
 	s.registered(s.client(), in)
 	w := s.watch(s.client(), registry.Scope{Service: in.Service})
-	good := s.instance(w, s.key(in), "there", any1)
+	good := s.instance(w, s.key(in), "there", whatever)
 	bad := s.h.Keys.Instance(in.Service, "bad")
 	for _, value := range []string{"", "garbage", "{", `{"address":"10.0.0.7:80 "}`, `{"address":"10.0.0.7:80","weight":"5"}`, "\xff\xfe", "\x00", `{"address":"a:1","address":"b:1"}`} {
 		s.h.Put(s.T, bad, []byte(value))
@@ -805,7 +812,7 @@ func testBadValue(s *suite) {
 	}
 	s.unmoved(w, s.key(in), good)
 	s.h.Put(s.T, bad, []byte("10.0.0.8:80"))
-	s.instance(w, bad, "readable", any1)
+	s.instance(w, bad, "readable", whatever)
 	s.h.Put(s.T, bad, []byte("garbage"))
 	s.h.Delete(s.T, bad)
 	s.gone(w, bad)
@@ -824,7 +831,7 @@ func testBadKey(s *suite) {
 	good := s.h.Keys.Instance(service, "good")
 	s.h.Put(s.T, good, []byte("10.0.0.7:1"))
 	for _, w := range []*Watcher{w, s.watch(s.client(), registry.Scope{})} {
-		s.instance(w, good, "there", any1)
+		s.instance(w, good, "there", whatever)
 		w.Wait(s.T, "the bad keys", func(view map[string]registry.Change) bool {
 			for _, key := range bad {
 				ch, there := view[key]
@@ -849,7 +856,7 @@ func testBareAddress(s *suite) {
 	key := s.h.Keys.Instance(service, "a")
 	w := s.watch(s.client(), registry.Scope{Service: service})
 	s.h.Put(s.T, key, []byte("10.0.0.7:5001"))
-	ch := s.instance(w, key, "there", any1)
+	ch := s.instance(w, key, "there", whatever)
 	want := registry.Instance{Service: service, ID: "a", Address: "10.0.0.7:5001"}
 	if d := cmp.Diff(want, *ch.Instance); d != "" {
 		s.Errorf("(-want +got):\n%s", d)
@@ -873,7 +880,7 @@ func testLinkLossWatch(s *suite) {
 	s.h.Put(s.T, kept, []byte("10.0.0.7:2"))
 	c := s.client()
 	w := s.watch(c, registry.Scope{Service: service})
-	s.instance(w, kept, "there", any1)
+	s.instance(w, kept, "there", whatever)
 	resets := w.resets()
 
 	s.h.Disconnect(s.T, c)
@@ -882,7 +889,7 @@ func testLinkLossWatch(s *suite) {
 	s.h.Put(s.T, fresh, []byte("10.0.0.7:3"))
 	w.Wait(s.T, "what was known to stay", func(view map[string]registry.Change) bool { return len(view) == 2 })
 	s.h.Reconnect(s.T, c)
-	s.instance(w, fresh, "there", any1)
+	s.instance(w, fresh, "there", whatever)
 	s.gone(w, gone)
 	if w.resets() == resets {
 		s.Error("an Err was not ended by a Reset")
@@ -898,7 +905,7 @@ func testLinkLossRegistration(s *suite) {
 	c := s.client()
 	reg := s.registered(c, in)
 	w := s.watch(s.client(), registry.Scope{Service: in.Service})
-	s.instance(w, s.key(in), "there", any1)
+	s.instance(w, s.key(in), "there", whatever)
 	s.h.Disconnect(s.T, c)
 	s.h.RevokeLeases(s.T, c)
 	s.gone(w, s.key(in))
@@ -927,7 +934,7 @@ func testLinkLossUpdate(s *suite) {
 	c := s.client()
 	reg := s.registered(c, in)
 	w := s.watch(s.client(), registry.Scope{Service: in.Service})
-	s.instance(w, s.key(in), "there", any1)
+	s.instance(w, s.key(in), "there", whatever)
 	s.h.Disconnect(s.T, c)
 	s.mustBe(reg.Update(s.soon(), func(in *registry.Instance) { in.Weight = new(7) }), context.DeadlineExceeded)
 	if got := reg.Instance().EffectiveWeight(); got != 7 {
@@ -945,7 +952,7 @@ func testLinkLossLeave(s *suite) {
 	reg := s.registered(c, in)
 	s.registered(c, other)
 	w := s.watch(s.client(), registry.Scope{Instances: true})
-	s.instance(w, s.key(in), "there", any1)
+	s.instance(w, s.key(in), "there", whatever)
 	s.h.Disconnect(s.T, c)
 	s.mustBe(reg.Leave(s.soon()), context.DeadlineExceeded)
 	s.waitState(reg, registry.Left)
@@ -955,7 +962,25 @@ func testLinkLossLeave(s *suite) {
 	// The process lives on with its lease; the record it could not delete must not live on with it.
 	s.h.Reconnect(s.T, c)
 	s.gone(w, s.key(in))
-	s.instance(w, s.key(other), "there", any1)
+	s.instance(w, s.key(other), "there", whatever)
+}
+
+// A predecessor that gave up leaving while it was away must not take its successor's record with it.
+func testLinkLossLeaveSuperseded(s *suite) {
+	s.needLink()
+	in, other := example(s.service()), example(s.service())
+	c := s.client()
+	old := s.registered(c, in)
+	s.h.Disconnect(s.T, c)
+	s.mustBe(old.Leave(s.soon()), context.DeadlineExceeded)
+	s.registered(s.client(), in)
+	w := s.watch(s.client(), registry.Scope{Instances: true})
+	there := s.instance(w, s.key(in), "the newer's", func(got registry.Instance) bool {
+		return got.Incarnation > old.Instance().Incarnation
+	})
+	s.h.Reconnect(s.T, c)
+	s.registered(c, other) // so c has reached the store again
+	s.unmoved(w, s.key(in), there)
 }
 
 func testStartWithoutStore(s *suite) {
@@ -972,5 +997,5 @@ func testStartWithoutStore(s *suite) {
 	w.WaitErr(s.T)
 	s.h.Reconnect(s.T, c)
 	s.waitState(reg, registry.Registered)
-	s.instance(w, s.key(in), "there", any1)
+	s.instance(w, s.key(in), "there", whatever)
 }

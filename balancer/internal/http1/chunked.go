@@ -8,7 +8,7 @@ const Headroom = 24
 
 // How much may stand between the data.
 const (
-	maxExtensions = 4 << 10 // of one message, in all
+	maxExtensions = 4 << 10 // beyond 16 bytes a chunk and twice the data
 	maxTrailers   = 8 << 10
 )
 
@@ -22,7 +22,7 @@ type Chunked struct {
 	state   chunkState
 	digits  int
 	left    uint64 // of the chunk's data
-	extra   int    // bytes of extensions so far
+	extra   int    // bytes of extensions beyond what the chunks so far are good for
 	trailer int    // bytes of trailers so far
 	quoted  bool
 }
@@ -102,6 +102,7 @@ func (c *Chunked) Filter(b []byte, from, to int) (start, end, consumed int, err 
 			if ch != '\n' {
 				return 0, 0, 0, ErrChunk
 			}
+			c.extra -= int(min(uint64(c.extra), 16+2*c.left))
 			if !c.Decode {
 				w += len(strconv.AppendUint(b[w:w], c.left, 16))
 				w += copy(b[w:], "\r\n")

@@ -125,7 +125,7 @@ func (c *conn) read(b []byte, other *conn) (int, error) {
 			return 0, nil
 		}
 		if c.readable {
-			n, _, e := unix.RawSyscall(unix.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+			n, _, e := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(c.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0, 0)
 			switch {
 			case e == 0 && n == 0:
 				return 0, io.EOF // stays readable
@@ -183,7 +183,7 @@ func (c *conn) Write(b []byte) (int, error) {
 			return done, nil
 		}
 		if c.writable {
-			n, _, e := unix.RawSyscall(unix.SYS_WRITE, uintptr(c.fd), uintptr(unsafe.Pointer(&b[done])), uintptr(len(b)-done))
+			n, _, e := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(&b[done])), uintptr(len(b)-done), unix.MSG_NOSIGNAL, 0, 0)
 			switch {
 			case e == 0:
 				done += int(n)

@@ -64,7 +64,7 @@ func (x *exchange) attempt(e *pool.Endpoint, fresh bool, timeout time.Duration) 
 		}
 		if bad := x.resp.Parse(buf[:head], x.req.IsHead()); bad != nil {
 			up.Close()
-			return outcome{failure: failure{UpstreamInvalid, bad.Status, bad.Text}}
+			return outcome{failure: failure{reason: UpstreamInvalid, detail: bad.Text}}
 		}
 		if x.resp.Status >= 200 {
 			x.rec.UpstreamStatus, x.rec.Upstream = x.resp.Status, x.loop.Now().Sub(started)
@@ -159,7 +159,7 @@ func (x *exchange) relay(e *pool.Endpoint, up netloop.Conn, buf []byte, head, n 
 		case r.Chunked:
 			start, end, used, bad := chunks.Filter(buf, from, to)
 			if bad != nil {
-				why = failure{UpstreamInvalid, bad.Status, bad.Text}
+				why = failure{reason: UpstreamInvalid, detail: bad.Text}
 				break
 			}
 			complete, extra = chunks.Done(), used < to-from
