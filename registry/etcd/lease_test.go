@@ -225,7 +225,12 @@ func TestTokenExpiry(t *testing.T) {
 // enableAuth makes the users root, rota (everything below /rota/) and narrow (its own service).
 func enableAuth(t *testing.T, s *etcdtest.Server) {
 	t.Helper()
-	etcd, ctx := s.Client(), limit(t)
+	enableAuthAs(t, s.Client())
+}
+
+func enableAuthAs(t *testing.T, etcd *clientv3.Client) {
+	t.Helper()
+	ctx := limit(t)
 	must := func(err error) {
 		t.Helper()
 		if err != nil {

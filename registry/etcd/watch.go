@@ -115,7 +115,7 @@ func (w *watch) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if time.Since(began) > 5*time.Second {
+		if time.Since(began) > time.Second {
 			retry.reset()
 		}
 		if reason = relistReason(err); reason == RelistLost {

@@ -232,7 +232,7 @@ func TestWatchConverges(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	want := map[string]string{}
-	for i := range 1500 {
+	for i := range 3000 {
 		key := registry.Keys{}.Instance("random", fmt.Sprint(rng.IntN(60)))
 		if rng.IntN(3) == 0 {
 			if _, err := s.Client().Delete(limit(t), key); err != nil {
@@ -243,16 +243,16 @@ func TestWatchConverges(t *testing.T) {
 			want[key] = fmt.Sprintf("10.0.0.7:%d", i+1)
 			put(t, s, key, want[key])
 		}
-		switch rng.IntN(100) {
+		switch rng.IntN(400) {
 		case 0:
 			relay.Cut()
 		case 1:
 			relay.Pause()
-		case 2, 3, 4:
+		case 2, 3, 4, 10, 11, 12, 13, 14, 15:
 			relay.Resume()
 		case 5:
 			relay.Refuse()
-		case 6, 7, 8:
+		case 6, 7, 8, 16, 17, 18, 19, 20, 21:
 			relay.Accept()
 		case 9:
 			compact(t, s)

@@ -93,6 +93,17 @@ func (c *conn) serve() {
 			c.close()
 			return
 		}
+		if c.readable {
+			// The last read filled its buffer, or the peer has closed: look before serving again, because a handler
+			// that waits for a first byte is not idle.
+			var b [1]byte
+			n, _, err := unix.Recvfrom(c.fd, b[:], unix.MSG_PEEK)
+			if n == 0 && err == nil {
+				c.close()
+				return
+			}
+			c.readable = err != unix.EAGAIN
+		}
 		if !c.readable {
 			c.readUntil, c.writeUntil = 0, 0
 			c.idleUntil = c.loop.tick + int64(idle)

@@ -300,7 +300,9 @@ func (c *goConn) serve(h Handler) {
 			return
 		}
 		c.SetDeadline(time.Time{})
-		idle = c.handle(h)
+		if idle = c.handle(h); c.closed.Load() {
+			return
+		}
 	}
 }
 
@@ -437,7 +439,25 @@ func (c *goConn) Detach() (net.Conn, error) {
 	if c.client {
 		e.clients--
 	}
+	if len(c.pending) > 0 {
+		return &prefixed{c.net, c.pending}, c.net.SetDeadline(time.Time{})
+	}
 	return c.net, c.net.SetDeadline(time.Time{})
+}
+
+// prefixed is a connection with a byte that was read ahead.
+type prefixed struct {
+	net.Conn
+	pending []byte
+}
+
+func (p *prefixed) Read(b []byte) (int, error) {
+	if len(p.pending) == 0 || len(b) == 0 {
+		return p.Conn.Read(b)
+	}
+	n := copy(b, p.pending)
+	p.pending = p.pending[n:]
+	return n, nil
 }
 
 // SetDeadline implements net.Conn.
