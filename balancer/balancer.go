@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,7 @@ import (
 	"github.com/rota-lb/rota/balancer/internal/admin"
 	"github.com/rota-lb/rota/balancer/internal/control"
 	"github.com/rota-lb/rota/balancer/internal/listen"
+	"github.com/rota-lb/rota/balancer/internal/membership"
 	"github.com/rota-lb/rota/balancer/internal/netloop"
 	"github.com/rota-lb/rota/balancer/internal/proxy"
 	"github.com/rota-lb/rota/balancer/internal/route"
@@ -296,8 +298,15 @@ func (b *Balancer) sample() telemetry.Sample {
 	}
 	for _, v := range services {
 		s.Services = append(s.Services, serviceSample(v.Shared))
+		// Instances that name one address have the same labels: the one that is ready speaks for it.
+		seen := map[string]bool{}
+		slices.SortStableFunc(v.Instances, func(a, b control.Instance) int { return rank(a) - rank(b) })
 		for _, in := range v.Instances {
 			e := in.Endpoint
+			if seen[e.Name] {
+				continue
+			}
+			seen[e.Name] = true
 			u := telemetry.Upstream{Service: v.Name, Upstream: e.Name, State: string(in.Verdict.State), InFlight: e.InFlight()}
 			if st := e.PeekStats(); st != nil {
 				view := st.View()
@@ -318,6 +327,13 @@ func (b *Balancer) sample() telemetry.Sample {
 		}
 	}
 	return s
+}
+
+func rank(in control.Instance) int {
+	if in.Verdict.State == membership.Ready {
+		return 0
+	}
+	return 1
 }
 
 func serviceSample(v *pool.Service) telemetry.Service {

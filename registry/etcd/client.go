@@ -171,6 +171,9 @@ func (c *Client) explain(err error) error {
 	case unreachable(err):
 		if why := c.link.cause.Load(); why != nil {
 			err = unreachableError{err, *why}
+			if strings.Contains(*why, "tls: ") {
+				return fmt.Errorf("etcd at %s: %w; see ROTA_ETCD_CACERT, ROTA_ETCD_CERT and ROTA_ETCD_KEY", at, err)
+			}
 		}
 		return fmt.Errorf("etcd unreachable at %s: %w; start it there, or name its address in ROTA_ETCD_ENDPOINTS", at, err)
 	}

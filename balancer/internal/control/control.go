@@ -30,7 +30,7 @@ import (
 )
 
 // Settle is the shortest time between two tables.
-const Settle = 2 * time.Millisecond
+const Settle = time.Millisecond
 
 // Options are what a controller works with.
 type Options struct {

@@ -12,7 +12,7 @@
 package membership
 
 import (
-	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -66,18 +66,19 @@ type Quarantined struct {
 
 // Fold is the state of membership. Use [New].
 type Fold struct {
-	services    map[string]map[string]*Member // service, id
-	statics     map[string]map[string]*Member
+	services    map[string][]*Member // by id
+	statics     map[string][]*Member // by id, which is the address
 	quarantined map[string]Quarantined
 	instances   int
 	revision    int64
+	owners      map[netip.AddrPort]*Member // scratch of Eligible
 }
 
 // New makes an empty fold.
 func New() *Fold {
 	return &Fold{
-		services: map[string]map[string]*Member{}, statics: map[string]map[string]*Member{},
-		quarantined: map[string]Quarantined{},
+		services: map[string][]*Member{}, statics: map[string][]*Member{},
+		quarantined: map[string]Quarantined{}, owners: map[netip.AddrPort]*Member{},
 	}
 }
 
@@ -110,9 +111,9 @@ func (f *Fold) reset(u registry.Update, touched map[string]bool) {
 		present[u.Changes[i].Key] = true
 	}
 	for service, members := range f.services {
-		for id, m := range members {
+		for _, m := range slices.Clone(members) {
 			if !present[m.Key] {
-				f.remove(service, id, touched)
+				f.remove(service, m.Endpoint.ID, touched)
 			}
 		}
 	}
@@ -140,7 +141,7 @@ func (f *Fold) change(c *registry.Change, touched map[string]bool) {
 // Quarantine sets a key aside.
 func (f *Fold) Quarantine(c *registry.Change, reason error) {
 	const shown = 200
-	_, serving := f.services[c.Service][c.ID]
+	_, serving := find(f.services[c.Service], c.ID)
 	f.quarantined[c.Key] = Quarantined{
 		Key: c.Key, Service: c.Service, Reason: reason.Error(), Revision: c.ModRevision,
 		Value: slices.Clone(c.Value[:min(shown, len(c.Value))]), Serving: serving && c.Kind == registry.KindInstance,
@@ -157,19 +158,20 @@ func (f *Fold) put(c *registry.Change, touched map[string]bool) {
 		return
 	}
 	delete(f.quarantined, c.Key)
-	members := f.services[c.Service]
-	if members == nil {
-		members = map[string]*Member{}
-		f.services[c.Service] = members
-	}
 	key := pool.Key{Service: c.Service, ID: c.ID, Incarnation: c.Instance.Incarnation, Address: addr}
 	m := &Member{
 		Instance: c.Instance, Key: c.Key, Lease: c.Lease,
 		CreateRevision: c.CreateRevision, ModRevision: c.ModRevision,
 	}
-	switch old := members[c.ID]; {
-	case old == nil:
+	members := f.services[c.Service]
+	at, found := find(members, c.ID)
+	if !found {
 		f.instances++
+		members = slices.Insert(members, at, m)
+		f.services[c.Service] = members
+	}
+	switch old := members[at]; {
+	case !found:
 		m.Endpoint = pool.NewEndpoint(key)
 	case old.Endpoint.Key == key:
 		m.Endpoint = old.Endpoint
@@ -178,57 +180,72 @@ func (f *Fold) put(c *registry.Change, touched map[string]bool) {
 		m.Endpoint = pool.NewEndpoint(key)
 	}
 	m.Verdict = verdict(m)
-	members[c.ID] = m
+	members[at] = m
 	touched[c.Service] = true
+}
+
+// find returns the place of an id in members, and whether it is there.
+func find(members []*Member, id string) (int, bool) {
+	return slices.BinarySearchFunc(members, id, func(m *Member, id string) int { return strings.Compare(m.Endpoint.ID, id) })
 }
 
 func (f *Fold) remove(service, id string, touched map[string]bool) {
 	members := f.services[service]
-	m := members[id]
-	if m == nil {
+	at, found := find(members, id)
+	if !found {
 		return
 	}
-	m.Endpoint.Retire()
+	members[at].Endpoint.Retire()
 	f.instances--
 	touched[service] = true
-	if delete(members, id); len(members) == 0 {
+	if members = slices.Delete(members, at, at+1); len(members) == 0 {
 		delete(f.services, service)
+	} else {
+		f.services[service] = members
 	}
 }
 
-// SetStatic replaces the static instances of all services.
+// SetStatic replaces the static instances of all services. Those that cannot be dialled are left out and named in the
+// error.
 func (f *Fold) SetStatic(services map[string][]registry.Instance, touched map[string]bool) error {
 	old := f.statics
-	f.statics = map[string]map[string]*Member{}
+	f.statics = map[string][]*Member{}
 	for service := range old {
 		touched[service] = true
 	}
+	var errs []error
 	for service, list := range services {
 		touched[service] = true
-		f.statics[service] = map[string]*Member{}
+		var members []*Member
 		for i := range list {
 			in := list[i]
 			addr, err := dialable(&in)
 			if err != nil {
-				return fmt.Errorf("service %s, instance %s: %w", service, in.Address, err)
+				errs = append(errs, fmt.Errorf("service %s, instance %s: %w", service, in.Address, err))
+				continue
+			}
+			at, found := find(members, in.Address)
+			if found {
+				continue
 			}
 			key := pool.Key{Service: service, ID: in.Address, Address: addr}
 			m := &Member{Instance: &in, Static: true, Verdict: Verdict{State: Ready, Reason: "listed in the configuration file"}}
-			if o := old[service][in.Address]; o != nil && o.Endpoint.Key == key {
-				m.Endpoint = o.Endpoint
-				delete(old[service], in.Address)
+			if i, kept := find(old[service], in.Address); kept {
+				m.Endpoint = old[service][i].Endpoint
+				old[service] = slices.Delete(old[service], i, i+1)
 			} else {
 				m.Endpoint = pool.NewEndpoint(key)
 			}
-			f.statics[service][in.Address] = m
+			members = slices.Insert(members, at, m)
 		}
+		f.statics[service] = members
 	}
 	for _, members := range old {
 		for _, m := range members {
 			m.Endpoint.Retire()
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // verdict judges an instance by itself.
@@ -245,26 +262,26 @@ func verdict(m *Member) Verdict {
 	return v
 }
 
-// Members lists the members of a service by id, verdicts included.
+// Members lists the members of a service by id, verdicts included. The result is the caller's to read, until the next
+// call of Apply or SetStatic.
 func (f *Fold) Members(service string) []*Member {
-	list := make([]*Member, 0, len(f.services[service])+len(f.statics[service]))
-	for _, m := range f.services[service] {
-		list = append(list, m)
+	registered, static := f.services[service], f.statics[service]
+	switch {
+	case len(static) == 0:
+		return registered
+	case len(registered) == 0:
+		return static
 	}
-	for _, m := range f.statics[service] {
-		list = append(list, m)
-	}
-	slices.SortFunc(list, func(a, b *Member) int {
-		return cmp.Or(strings.Compare(a.Endpoint.ID, b.Endpoint.ID), cmp.Compare(a.CreateRevision, b.CreateRevision))
+	return slices.SortedStableFunc(slices.Values(slices.Concat(registered, static)), func(a, b *Member) int {
+		return strings.Compare(a.Endpoint.ID, b.Endpoint.ID)
 	})
-	return list
 }
 
 // Eligible judges the members of a service against one another and returns those that take new exchanges, by id, as a
 // pool wants them.
 func (f *Fold) Eligible(service string) []pool.Member {
 	list := f.Members(service)
-	owner := make(map[netip.AddrPort]*Member, len(list))
+	defer clear(f.owners)
 	for _, m := range list {
 		if m.Verdict.State == Replaced { // judged anew: the other one may have gone
 			m.Verdict = verdict(m)
@@ -272,18 +289,16 @@ func (f *Fold) Eligible(service string) []pool.Member {
 		if m.Verdict.State != Ready {
 			continue
 		}
-		o := owner[m.Endpoint.Address]
-		if o == nil {
-			owner[m.Endpoint.Address] = m
-			continue
+		o := f.owners[m.Endpoint.Address]
+		if o != nil {
+			if o.CreateRevision > m.CreateRevision {
+				o, m = m, o
+			}
+			o.Verdict = Verdict{Replaced, "another instance, " + m.Endpoint.ID + ", has registered the same address", m.CreateRevision}
 		}
-		if o.CreateRevision > m.CreateRevision {
-			o, m = m, o
-		}
-		o.Verdict = Verdict{Replaced, "another instance, " + m.Endpoint.ID + ", has registered the same address", m.CreateRevision}
-		owner[m.Endpoint.Address] = m
+		f.owners[m.Endpoint.Address] = m
 	}
-	members := make([]pool.Member, 0, len(owner))
+	members := make([]pool.Member, 0, len(f.owners))
 	for _, m := range list {
 		if m.Verdict.State == Ready {
 			members = append(members, pool.Member{Endpoint: m.Endpoint, Weight: m.Instance.EffectiveWeight()})
