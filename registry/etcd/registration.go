@@ -58,6 +58,7 @@ type registration struct {
 
 	// Only run uses what follows.
 	rev       int64 // of the key when we last wrote or saw it; 0: not there
+	asOf      int64 // the store's revision when that was so
 	uncertain bool  // a put may yet arrive whose answer we did not get
 }
 
@@ -417,6 +418,7 @@ func (r *registration) swap(ctx context.Context, op clientv3.Op) (bool, owner, e
 		}
 		return false, nobody, err
 	}
+	r.asOf = resp.Header.Revision
 	if resp.Succeeded {
 		switch {
 		case op.IsPut():
@@ -474,6 +476,10 @@ func (r *registration) hold(l *lease) error {
 	seen := r.observe(ctx)
 	verify := time.NewTimer(jitter(verifyEvery))
 	defer verify.Stop()
+	again := time.NewTimer(0)
+	defer again.Stop()
+	again.Stop()
+	rewatch := backoff{min: firstPause, max: 5 * time.Second}
 	for {
 		var err error
 		select {
@@ -489,10 +495,11 @@ func (r *registration) hold(l *lease) error {
 				err = r.noticed(resp.Events)
 				break
 			}
-			// The watch is over: look for ourselves, then watch again.
-			if !sleep(ctx, jitter(time.Second)) {
-				continue
-			}
+			// The watch is over, for example because it was away and its revision is compacted: look for
+			// ourselves, and watch from there.
+			seen = nil
+			again.Reset(rewatch.next())
+		case <-again.C:
 			if err = r.verify(ctx); err == nil {
 				seen = r.observe(ctx)
 			}
@@ -517,10 +524,11 @@ func (r *registration) update(l *lease) error {
 	return r.put(l)
 }
 
-// observe watches the key from the revision after the one we know, until ctx ends.
+// observe watches the key from the revision after the one we know of, until ctx ends. That is the store's revision, not
+// the key's, which may be compacted.
 func (r *registration) observe(ctx context.Context) <-chan clientv3.WatchResponse {
 	out := make(chan clientv3.WatchResponse)
-	from := r.rev + 1
+	from := r.asOf + 1
 	r.c.wg.Go(func() { // Watch itself waits until etcd answers
 		defer close(out)
 		for resp := range r.c.etcd.Watch(clientv3.WithRequireLeader(ctx), r.key, clientv3.WithRev(from)) {
@@ -556,9 +564,11 @@ func (r *registration) verify(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.c.callTimeout())
 	defer cancel()
 	resp, err := r.c.etcd.Get(ctx, r.key)
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil
+	}
+	r.asOf = resp.Header.Revision
+	switch {
 	case len(resp.Kvs) == 0:
 		r.rev = 0
 		return errDeleted
