@@ -223,7 +223,8 @@ func (c *Client) Endpoints() []string { return slices.Clone(c.opts.Endpoints) }
 const closeTimeout = 2 * time.Second
 
 // Close makes every registration leave, revokes the lease and closes the connections. If etcd is away it gives up
-// after two seconds, returns the error, and the lease runs out by itself. Closing twice is the same as closing once.
+// after two seconds, returns the error, and the lease runs out by itself. Watches end with ErrClosed and are waited for,
+// so it must not be called from apply. Closing twice is the same as closing once.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	if c.closed {

@@ -4,7 +4,6 @@ package registryetcd
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,37 +15,6 @@ import (
 	"github.com/rota-lb/rota/internal/etcdtest"
 	"github.com/rota-lb/rota/registry"
 )
-
-// childVariable makes the test binary register at this address, and say what becomes of it, until its input ends.
-const childVariable = "ROTA_TEST_CHILD"
-
-func child() {
-	c, err := connect(Options{Endpoints: []string{os.Getenv(childVariable)}, TTL: testTTL}, noEnv)
-	if err != nil {
-		fmt.Println("error", err)
-		return
-	}
-	reg, err := c.Register(context.Background(), instance("thaw", "a"))
-	if err != nil {
-		fmt.Println("error", err)
-		return
-	}
-	go func() {
-		bufio.NewReader(os.Stdin).ReadByte()
-		c.Close()
-		os.Exit(0)
-	}()
-	for {
-		changed := reg.Changed()
-		l, _, _ := c.lease.get()
-		var id int64
-		if l != nil {
-			id = int64(l.id)
-		}
-		fmt.Println("state", reg.State(), reg.Instance().Incarnation, id)
-		<-changed
-	}
-}
 
 // process is a child that registers.
 type process struct {

@@ -12,6 +12,7 @@ package control
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -351,7 +352,19 @@ func (c *Controller) setPolicy(ch *registry.Change) {
 	c.touched[ch.Service] = true
 }
 
+// setAside quarantines a route or policy. Of many problems the first one is told, on one line: where, what, what instead.
 func (c *Controller) setAside(ch *registry.Change, err error) {
+	var e *config.Error
+	if errors.As(err, &e) {
+		text := e.Message
+		if e.Line > 0 {
+			text = fmt.Sprintf("line %d, column %d: %s", e.Line, e.Column, text)
+		}
+		if e.Hint != "" {
+			text += "; " + e.Hint
+		}
+		err = fmt.Errorf("%w: %s", registry.ErrInvalid, text)
+	}
 	c.fold.Quarantine(ch, err)
 	c.Logger.Warn("key set aside, its last good value stays", zap.String("key", ch.Key), zap.Error(err))
 }
