@@ -30,6 +30,15 @@ func NewEndpoint(key Key) *Endpoint {
 	return &Endpoint{Key: key, Name: key.Address.String()}
 }
 
+// NewEndpointNamed is NewEndpoint for a caller that holds the text of the address already; if name is another text, it
+// is not used. Among many endpoints that saves a string each.
+func NewEndpointNamed(key Key, name string) *Endpoint {
+	if a, err := netip.ParseAddrPort(name); err != nil || a != key.Address || !key.Address.Addr().Is4() {
+		return NewEndpoint(key)
+	}
+	return &Endpoint{Key: key, Name: name}
+}
+
 // Take counts an exchange in. Every Take is followed by one Release.
 func (e *Endpoint) Take() { e.inFlight.Add(1) }
 

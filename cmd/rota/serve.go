@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -155,7 +154,6 @@ func serve(cmd *cobra.Command, o *overrides) error {
 
 // runUntilSignal runs a balancer until a signal or the end of ctx, and translates signals.
 func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logger, reload func(context.Context)) error {
-	tune()
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
@@ -199,14 +197,6 @@ func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logge
 				return errForced
 			}
 		}
-	}
-}
-
-// tune lets the heap grow a little more between collections than Go's default: the data plane makes no garbage, so what
-// is collected is small, and collecting it less often costs little memory. GOGC overrides.
-func tune() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(400)
 	}
 }
 

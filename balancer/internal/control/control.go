@@ -3,7 +3,7 @@
 // A [Controller] is the sole owner of all mutable control state. One goroutine runs it; updates, reloads and questions
 // reach it as messages. Each round takes everything that has arrived, folds it, builds the pools of the services that were
 // touched, derives the next table from the last one, and publishes it. The first change after a quiet time is published
-// at once, a burst at most every [Settle]. The cost of a change is that of the service it touches.
+// at once, a flood at most every [Settle]. The cost of a change is that of the service it touches.
 //
 // When the registry is out of reach nothing changes: the last table serves on. A route or policy that cannot be read is
 // quarantined, and its last good version stays.
@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -30,8 +31,12 @@ import (
 	"github.com/rota-lb/rota/registry"
 )
 
-// Settle is the shortest time between two tables.
-const Settle = time.Millisecond
+// Settle is the time between two tables that a flood of changes is held to. A burst may be ahead of it by as much as
+// Ahead, so changes that come a few at a time are published at once, each in a table of its own.
+const (
+	Settle = time.Millisecond
+	Ahead  = 2 * time.Millisecond
+)
 
 // Options are what a controller works with.
 type Options struct {
@@ -71,8 +76,10 @@ type Controller struct {
 	linkedAt time.Time
 	storeID  uint64
 	table    *route.Table
-	lastPub  time.Time
+	due      time.Time // when the next table would be due if changes never ceased
 	oldest   time.Time // when the oldest unpublished change came in
+	reset    int       // changes of the last Reset, until its table is published
+	trimming sync.WaitGroup
 }
 
 // Counters are read by telemetry at any time.
@@ -131,6 +138,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	defer close(c.ended)
 	var watching sync.WaitGroup
 	defer watching.Wait()
+	defer c.trimming.Wait()
 	if c.Registry == nil {
 		c.synced = true
 		c.counters.Synced.Store(true)
@@ -158,10 +166,15 @@ func (c *Controller) Run(ctx context.Context) error {
 		if !c.dirty() {
 			continue
 		}
-		if wait := Settle - time.Since(c.lastPub); wait > 0 {
+		now := time.Now()
+		if c.due.Before(now) {
+			c.due = now
+		}
+		if wait := c.due.Sub(now) - Ahead; wait > 0 {
 			settle.Reset(wait)
 			continue
 		}
+		c.due = c.due.Add(Settle)
 		c.publish()
 	}
 }
@@ -254,6 +267,7 @@ func (c *Controller) update(u *registry.Update) {
 	c.counters.Connected.Store(true)
 	if u.Reset {
 		c.counters.Resets.Add(1)
+		c.reset = len(u.Changes)
 		if !c.synced {
 			c.synced = true
 			c.reroute = true // the first table is published even if it is empty
@@ -408,12 +422,18 @@ func (c *Controller) publish() {
 	c.table = c.table.With(change)
 	c.Store.Publish(c.table)
 	c.counters.Tables.Add(1)
-	c.lastPub = time.Now()
 	if c.Published != nil && !c.oldest.IsZero() {
-		c.Published(c.lastPub.Sub(c.oldest))
+		c.Published(time.Since(c.oldest))
 	}
 	c.oldest = time.Time{}
+	if c.reset >= trimAfter {
+		c.trimming.Go(debug.FreeOSMemory)
+	}
+	c.reset = 0
 }
+
+// trimAfter is the size of a Reset whose garbage, several times what is kept of it, is worth giving back at once.
+const trimAfter = 10_000
 
 // policy is the balancing policy of a service: etcd's word counts before the file's.
 func (c *Controller) policy(name string) string {

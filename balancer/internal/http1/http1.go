@@ -84,38 +84,41 @@ const (
 	kindVia
 )
 
-// kinds classifies by lower-case name. A name with underscores is classified as if they were hyphens, because many
-// servers do not tell the two apart; if that makes it one of these, it is dropped.
-var kinds = map[string]Kind{
-	"host": kindHost, "content-length": kindContentLength, "transfer-encoding": kindTransferEncoding,
-	"connection": kindConnection, "expect": kindExpect, "te": kindTE, "via": kindVia,
-	"keep-alive": kindHop, "proxy-connection": kindHop, "upgrade": kindHop, "http2-settings": kindHop,
-	"proxy-authorization": kindHop, "proxy": kindHop, "trailer": kindHop,
-	"forwarded": kindForwarded, "x-real-ip": kindForwarded, "x-original-url": kindForwarded,
-	"x-rewrite-url": kindForwarded, "x-client-cert": kindForwarded,
+// kindOf classifies a lower-case name.
+func kindOf(name []byte) Kind {
+	switch string(name) {
+	case "host":
+		return kindHost
+	case "content-length":
+		return kindContentLength
+	case "transfer-encoding":
+		return kindTransferEncoding
+	case "connection":
+		return kindConnection
+	case "expect":
+		return kindExpect
+	case "te":
+		return kindTE
+	case "via":
+		return kindVia
+	case "keep-alive", "proxy-connection", "upgrade", "http2-settings", "proxy-authorization", "proxy", "trailer":
+		return kindHop
+	case "forwarded", "x-real-ip", "x-original-url", "x-rewrite-url", "x-client-cert":
+		return kindForwarded
+	}
+	return other
 }
 
-// longestKnown is the length of the longest name in kinds.
-const longestKnown = 19
-
-// mayBeKnown has a bit for every (length, first letter) among the names of kinds, so that most names need no look-up.
-var mayBeKnown = func() (m [longestKnown + 1]uint32) {
-	for name := range kinds {
-		m[len(name)] |= 1 << (name[0] - 'a')
-	}
-	return m
-}()
+// longestKnown is the length of the longest name that kindOf knows.
+const longestKnown = len("proxy-authorization")
 
 const forwardedPrefix = "x-forwarded-"
 
-// classify returns the kind of a field name and whether it is written with underscores.
+// classify returns the kind of a field name and whether it is written with underscores. A name with underscores is
+// classified as if they were hyphens, because many servers do not tell the two apart.
 func classify(name []byte) (k Kind, underscored bool) {
-	first := name[0] | 0x20
-	if first < 'a' || first > 'z' {
-		return other, false
-	}
-	x := first == 'x' && len(name) > len(forwardedPrefix)
-	if !x && (len(name) > longestKnown || mayBeKnown[len(name)]&(1<<(first-'a')) == 0) {
+	x := name[0]|0x20 == 'x' && len(name) > len(forwardedPrefix)
+	if !x && len(name) > longestKnown {
 		return other, false
 	}
 	var buf [longestKnown]byte
@@ -134,7 +137,7 @@ func classify(name []byte) (k Kind, underscored bool) {
 	if len(name) > longestKnown {
 		return other, false
 	}
-	return kinds[string(buf[:n])], underscored
+	return kindOf(buf[:n]), underscored
 }
 
 // Scanner finds the end of a head in bytes that arrive piece by piece, each looked at once. The zero value is ready.

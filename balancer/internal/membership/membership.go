@@ -172,12 +172,12 @@ func (f *Fold) put(c *registry.Change, touched map[string]bool) {
 	}
 	switch old := members[at]; {
 	case !found:
-		m.Endpoint = pool.NewEndpoint(key)
+		m.Endpoint = pool.NewEndpointNamed(key, c.Instance.Address)
 	case old.Endpoint.Key == key:
 		m.Endpoint = old.Endpoint
 	default:
 		old.Endpoint.Retire()
-		m.Endpoint = pool.NewEndpoint(key)
+		m.Endpoint = pool.NewEndpointNamed(key, c.Instance.Address)
 	}
 	m.Verdict = verdict(m)
 	members[at] = m
