@@ -57,16 +57,17 @@ func (e *Endpoint) Retired() bool { return e.retired.Load() }
 
 // Stats returns the endpoint's counters. They are made at the first call, so that an endpoint without traffic
 // costs little.
-func (e *Endpoint) Stats() *Stats { return lazyStats(&e.stats) }
+func (e *Endpoint) Stats() *Stats { return lazy(&e.stats) }
 
 // PeekStats returns the counters, or nil when there was no traffic yet.
 func (e *Endpoint) PeekStats() *Stats { return e.stats.Load() }
 
-func lazyStats(p *atomic.Pointer[Stats]) *Stats {
-	if s := p.Load(); s != nil {
-		return s
+// lazy returns what p points to, made at the first call.
+func lazy[T any](p *atomic.Pointer[T]) *T {
+	if v := p.Load(); v != nil {
+		return v
 	}
-	p.CompareAndSwap(nil, new(Stats))
+	p.CompareAndSwap(nil, new(T))
 	return p.Load()
 }
 
@@ -77,8 +78,11 @@ type Service struct {
 	cursor   atomic.Uint64
 	inFlight atomic.Int64
 	stats    atomic.Pointer[Stats]
-	codes    [500]atomic.Pointer[[len(Methods)]atomic.Uint64] // by status - 100
+	codes    atomic.Pointer[codes]
 }
+
+// codes counts answers by status - 100 and method. What was never counted takes a pointer.
+type codes [500]atomic.Pointer[[len(Methods)]atomic.Uint64]
 
 // Methods are the values of the label "method"; whatever is none of them counts as the last.
 var Methods = [...]string{"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "_OTHER"}
@@ -88,12 +92,7 @@ func (s *Service) Count(method []byte, status int) {
 	if status < 100 || status > 599 {
 		status = 500
 	}
-	p := &s.codes[status-100]
-	counts := p.Load()
-	if counts == nil {
-		p.CompareAndSwap(nil, new([len(Methods)]atomic.Uint64))
-		counts = p.Load()
-	}
+	counts := lazy(&lazy(&s.codes)[status-100])
 	i := 0
 	for i < len(Methods)-1 && string(method) != Methods[i] {
 		i++
@@ -103,8 +102,12 @@ func (s *Service) Count(method []byte, status int) {
 
 // EachCount calls f with every count that is not zero.
 func (s *Service) EachCount(f func(method string, status int, n uint64)) {
-	for i := range s.codes {
-		counts := s.codes[i].Load()
+	all := s.codes.Load()
+	if all == nil {
+		return
+	}
+	for i := range all {
+		counts := all[i].Load()
 		if counts == nil {
 			continue
 		}
@@ -134,7 +137,7 @@ func (s *Service) Release() { s.inFlight.Add(-1) }
 func (s *Service) InFlight() int { return int(s.inFlight.Load()) }
 
 // Stats returns the service's counters, made at the first call.
-func (s *Service) Stats() *Stats { return lazyStats(&s.stats) }
+func (s *Service) Stats() *Stats { return lazy(&s.stats) }
 
 // PeekStats returns the counters, or nil when there was no traffic yet.
 func (s *Service) PeekStats() *Stats { return s.stats.Load() }

@@ -2,9 +2,15 @@ package netloop
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/netip"
 	"os"
@@ -455,6 +461,59 @@ func TestDetach(t *testing.T) {
 			t.Errorf("%d connections still counted", open)
 		}
 	})
+}
+
+// crypto/tls runs over a Conn as it is.
+func TestTLS(t *testing.T) {
+	cert, roots := certificate(t)
+	eachEngine(t, func(t *testing.T, engine string) {
+		r := start(t, Options{Engine: engine}, func(c Conn) time.Duration {
+			s := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}})
+			c.SetDeadline(time.Now().Add(5 * time.Second))
+			b := make([]byte, 4<<10)
+			for {
+				n, err := s.Read(b)
+				if err != nil {
+					if err != io.EOF && !errors.Is(err, net.ErrClosed) { // closed: the test is over
+						t.Error(err)
+					}
+					return 0
+				}
+				s.Write(b[:n])
+			}
+		})
+		var wg sync.WaitGroup
+		for i := range 8 {
+			c := tls.Client(r.dial(), &tls.Config{RootCAs: roots, ServerName: "test"})
+			wg.Go(func() {
+				for j := range 20 {
+					say(t, c, strings.Repeat(fmt.Sprint(i, j, " "), 100+j))
+				}
+				c.Close()
+			})
+		}
+		wg.Wait()
+	})
+}
+
+// certificate makes a certificate for the name "test".
+func certificate(t *testing.T) (tls.Certificate, *x509.CertPool) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"test"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(leaf)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, roots
 }
 
 func TestAbort(t *testing.T) {
