@@ -48,7 +48,7 @@ type rig struct {
 
 func (r *rig) Done(rec *Record) {
 	c := *rec
-	c.Path = bytes.Clone(c.Path)
+	c.Path, c.Query = bytes.Clone(c.Path), bytes.Clone(c.Query)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.records = append(r.records, c)
