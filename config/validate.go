@@ -314,9 +314,8 @@ func checkHost(host string) (problem, hint string) {
 	}
 	quoted := fmt.Sprintf("host %q", clip(host))
 	name, wildcard := strings.CutPrefix(host, "*.")
-	inner, bracketed := strings.CutPrefix(host, "[")
-	if inner, bracketed = strings.CutSuffix(inner, "]"); bracketed {
-		if ip, err := netip.ParseAddr(inner); err == nil && ip.Is6() && ip.Zone() == "" {
+	if len(host) > 2 && host[0] == '[' && host[len(host)-1] == ']' {
+		if ip, err := netip.ParseAddr(host[1 : len(host)-1]); err == nil && ip.Is6() && ip.Zone() == "" {
 			return "", ""
 		}
 	}

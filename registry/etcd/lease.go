@@ -58,11 +58,11 @@ func (k *keeper) start() {
 	})
 }
 
-// get returns the lease or why there is none, and a channel that is closed when the answer changes.
-func (k *keeper) get() (*lease, error, <-chan struct{}) {
+// get returns the lease, a channel that is closed when the answer changes, and why there is no lease.
+func (k *keeper) get() (*lease, <-chan struct{}, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.current, k.err, k.changed
+	return k.current, k.changed, k.err
 }
 
 func (k *keeper) set(l *lease, err error) {

@@ -364,7 +364,7 @@ func (r *registration) keep() error {
 // awaitLease returns a lease that is believed to live.
 func (r *registration) awaitLease() (*lease, error) {
 	for {
-		l, err, changed := r.c.lease.get()
+		l, changed, err := r.c.lease.get()
 		if l != nil && l.ctx.Err() == nil {
 			return l, nil
 		}

@@ -106,7 +106,6 @@ type service struct {
 	shared *pool.Service
 	slot   int
 	pool   *pool.Pool
-	policy string
 }
 
 type message struct {

@@ -1,0 +1,73 @@
+# Targets for development. "make" alone lists them.
+
+GO       ?= go
+FUZZTIME ?= 60s
+# Where "make pgo" puts its profile. The Go tool uses it for every build when it stands there.
+PGO      ?= $(CURDIR)/cmd/rota/default.pgo
+# Overridable: make test TESTFLAGS='-run Conformance'
+TESTFLAGS ?=
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help build test race bench bench-discovery bench-smoke pgo fuzz lint dev licenses clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## Build bin/rota, static
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/rota ./cmd/rota
+
+# Every test of connections runs on both engines by itself. The race detector changes timing and allocation, so the tests
+# of these, which it makes skip themselves, need the second run.
+test: race ## Run all tests, with the race detector and without, on both engines
+	$(GO) test $(TESTFLAGS) ./...
+
+race: ## Run all tests with the race detector, on both engines
+	$(GO) test -race $(TESTFLAGS) ./...
+
+bench: ## Measure beside nginx, HAProxy and a byte copier (needs nginx, haproxy, wrk, strace, a C compiler)
+	$(GO) run ./bench
+
+bench-discovery: ## Measure how soon and at what price changes in etcd are followed
+	$(GO) run ./bench/discovery
+
+bench-smoke: ## Run both benchmarks for seconds, only to see that they work
+	$(GO) run ./bench -smoke
+	$(GO) run ./bench/discovery -smoke
+
+# The profile is of the first half minute, so the load has to be longer.
+pgo: ## Make the profile that builds are optimised with, from a benchmark run
+	$(GO) build -tags profile -pgo=off -o bin/rota-profile ./cmd/rota
+	ROTA_CPUPROFILE=$(PGO) $(GO) run ./bench -rota bin/rota-profile -contestants rota -parts cpu -rounds 1 -duration 35s
+
+fuzz: ## Run every fuzz target for FUZZTIME (60s)
+	@grep -rl '^func Fuzz' --include='*_test.go' . | xargs -n1 dirname | sort -u | while read -r dir; do \
+		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$dir"/*_test.go); do \
+			echo "== $$dir $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 0s "$$dir" || exit 1; \
+		done; \
+	done
+
+lint: bin/staticcheck ## Check format, vet for three systems, staticcheck, go.mod
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; }
+	$(GO) vet ./...
+	GOOS=darwin $(GO) vet ./...
+	GOOS=windows $(GO) vet ./...
+	bin/staticcheck ./...
+	$(GO) mod tidy -diff
+
+bin/staticcheck: tools/go.mod tools/go.sum
+	cd tools && $(GO) build -o ../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
+
+dev: ## Run the balancer with etcd inside and three sample instances
+	$(GO) run ./cmd/rota dev
+
+licenses: ## List the licence file of every module that bin/rota links
+	@$(GO) list -deps -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Version}} {{.Dir}}{{end}}{{end}}' ./cmd/rota | sort -u | \
+		while read -r name version dir; do \
+			file=$$(cd "$$dir" && ls -d LICENSE* LICENCE* COPYING* 2>/dev/null | head -n1); \
+			echo "$$name $$version $${file:-MISSING}: $$(grep -m1 -o -E 'Apache License|MIT License|Mozilla Public License|Permission is hereby granted|Redistribution and use' "$$dir/$$file" 2>/dev/null)"; \
+		done
+
+clean: ## Remove what was built
+	rm -rf bin rota-data
