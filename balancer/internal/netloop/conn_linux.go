@@ -151,22 +151,44 @@ func (c *conn) read(b []byte, other *conn) (int, error) {
 			}
 			c.readable = false
 		}
-		if other != nil && other.gone() {
-			return 0, ErrPeerGone
-		}
-		if c.readUntil != 0 && c.loop.tick > c.readUntil {
-			return 0, os.ErrDeadlineExceeded
-		}
-		c.reader = c.loop.running
-		if other != nil {
-			other.watcher = c.loop.running
-		}
-		c.loop.park()
-		c.reader = nil
-		if other != nil {
-			other.watcher = nil
+		if err := c.await(other); err != nil {
+			return 0, err
 		}
 	}
+}
+
+// Wait implements [Conn].
+func (c *conn) Wait(other Conn) error {
+	o, _ := other.(*conn)
+	for c.fd >= 0 && !c.readable {
+		if err := c.await(o); err != nil {
+			return err
+		}
+	}
+	if c.fd < 0 {
+		return net.ErrClosed
+	}
+	return nil
+}
+
+// await parks until there may be something to read. It returns when the deadline has passed or the peer of other is gone.
+func (c *conn) await(other *conn) error {
+	if other != nil && other.gone() {
+		return ErrPeerGone
+	}
+	if c.readUntil != 0 && c.loop.tick > c.readUntil {
+		return os.ErrDeadlineExceeded
+	}
+	c.reader = c.loop.running
+	if other != nil {
+		other.watcher = c.loop.running
+	}
+	c.loop.park()
+	c.reader = nil
+	if other != nil {
+		other.watcher = nil
+	}
+	return nil
 }
 
 // gone reports whether the peer has closed without having sent anything that was not read yet.

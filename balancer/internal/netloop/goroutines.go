@@ -394,6 +394,9 @@ func (c *goConn) ReadWatching(b []byte, other Conn) (int, error) {
 	return n, err
 }
 
+// Wait implements [Conn]. It always returns early: package net cannot wait without a buffer.
+func (c *goConn) Wait(Conn) error { return nil }
+
 func (c *goConn) Write(b []byte) (int, error) { return c.net.Write(b) }
 
 // Close implements net.Conn.

@@ -57,6 +57,9 @@ type Conn interface {
 	// that nobody reads) closes or resets while this one has nothing to read. Bytes that other's peer has sent
 	// before closing count as it being there: they are a request that was pipelined.
 	ReadWatching(b []byte, other Conn) (int, error)
+	// Wait waits as ReadWatching does, or as Read if other is nil, but reads nothing: it returns nil when there may be
+	// something to read, so that the caller need not hold a buffer until then. It may return early.
+	Wait(other Conn) error
 	// CloseWrite ends the sending direction; the peer reads EOF after what was written.
 	CloseWrite() error
 	// Abort closes with a reset, so that the peer cannot take what it got for complete.

@@ -36,7 +36,10 @@ func (x *exchange) attempt(e *pool.Endpoint, fresh bool, timeout time.Duration) 
 			return outcome{failure: fail(ConnectFailed), again: true}
 		}
 	}
-	// repeatable: everything there is of the request is in x.out, and doing it twice does no harm.
+	if x.out == nil {
+		x.compose() // again: an earlier attempt has sent it
+	}
+	// repeatable: everything there is of the request is held, and doing it twice does no harm.
 	repeatable := x.body.done && x.req.Retryable()
 
 	up.SetWriteDeadline(started.Add(x.timeouts.IdleBody))
@@ -45,12 +48,20 @@ func (x *exchange) attempt(e *pool.Endpoint, fresh bool, timeout time.Duration) 
 		unsent := n == 0 && x.upload == nil
 		return outcome{failure: fail(UpstreamClosed), again: unsent || repeatable, stale: reused}
 	}
+	// While the upstream works, an exchange holds nothing but the request as it came: what is built from it goes back now,
+	// and the buffer for the answer is taken when there is one. So the same few buffers, warm in the cache, serve all.
+	x.loop.Free(x.out)
+	x.out = nil
 	up.SetReadDeadline(started.Add(timeout))
 	if !x.body.done {
 		up.SetReadDeadline(time.Time{})
 		x.startUpload(up, timeout)
 	}
 
+	if err := up.Wait(x.watched()); err != nil {
+		up.Close()
+		return outcome{failure: x.blame(err), stale: reused}
+	}
 	buf := x.loop.Buffer()
 	defer func() { x.loop.Free(buf) }()
 	n, interim := 0, 0
@@ -115,12 +126,20 @@ func (x *exchange) readAnswer(up netloop.Conn, buf []byte, n int) (_ []byte, hel
 	}
 }
 
-// readUpstream reads while keeping an eye on the client. When the body is still being streamed, the upload does that.
+// readUpstream reads while keeping an eye on the client.
 func (x *exchange) readUpstream(up netloop.Conn, b []byte) (int, error) {
-	if x.upload != nil && x.bodyPending() {
-		return up.Read(b)
+	if c := x.watched(); c != nil {
+		return up.ReadWatching(b, c)
 	}
-	return up.ReadWatching(b, x.conn)
+	return up.Read(b)
+}
+
+// watched is the client connection to keep an eye on; none while the body is being streamed, for then the upload does.
+func (x *exchange) watched() netloop.Conn {
+	if x.upload != nil && x.bodyPending() {
+		return nil
+	}
+	return x.conn
 }
 
 // blame finds out who made a read from the upstream fail.
@@ -148,7 +167,7 @@ func (x *exchange) relay(e *pool.Endpoint, up netloop.Conn, buf []byte, head, n 
 		framing = http1.AsChunks
 	}
 	x.keep = x.keep && framing != http1.TillClose && !x.bodyPending()
-	out := http1.AppendResponse(x.out[:0], r, framing, x.req.Minor, x.keep)
+	out := http1.AppendResponse(x.scratch(), r, framing, x.req.Minor, x.keep)
 
 	// The part of the body that came with the head goes out with it, in one write.
 	left, from, to := r.Length, head, n

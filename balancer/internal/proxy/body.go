@@ -26,7 +26,9 @@ func (x *exchange) bodyPending() bool {
 // takeBody appends to x.out what x.in holds of the body behind the head, and sets x.next to what follows.
 func (x *exchange) takeBody(head int) *http1.Error {
 	b := &x.body
+	*b = body{}
 	x.next = head
+	x.rec.BytesIn = int64(head)
 	have := x.in[head:x.n]
 	if !x.req.Chunked {
 		n := int(min(int64(len(have)), x.req.Length))

@@ -23,8 +23,10 @@ type exchange struct {
 	in   []byte // bytes from the client: in[:n] is held, in[:next] is used up
 	n    int
 	next int
-	out  []byte // the request as it goes upstream; later the response head as it goes to the client
-	keep bool   // the client connection goes on after this exchange
+	head int       // length of the request head in in
+	hop  http1.Hop // what the upstream is told of the way it came
+	out  []byte    // the request as it goes upstream; later the head of the answer as it goes to the client; nil between
+	keep bool      // the client connection goes on after this exchange
 
 	body   body
 	upload *upload // of the attempt in progress, when the body is being streamed
@@ -34,7 +36,7 @@ type exchange struct {
 // idle; zero closes it.
 func (x *exchange) serve(c netloop.Conn) time.Duration {
 	x.conn, x.loop, x.timeouts = c, c.Loop(), x.proxy.timeouts.Load()
-	x.in, x.out, x.n, x.next = x.loop.Buffer(), x.loop.Buffer(), 0, 0
+	x.in, x.n, x.next = x.loop.Buffer(), 0, 0
 	defer x.release()
 	for {
 		head, ok := x.readHead()
@@ -121,9 +123,8 @@ func (x *exchange) exchange(head int) (keep bool) {
 
 	rt, pl, strip := rec.Table.Match(r.Host, r.Path)
 	rec.Route = rt
-	hop := http1.Hop{Client: rec.Client.Addr(), Via: via, Strip: strip}
-	x.out = http1.AppendRequest(x.out[:0], r, &hop)
-	if bad := x.takeBody(head); bad != nil {
+	x.head, x.hop = head, http1.Hop{Client: rec.Client.Addr(), Via: via, Strip: strip}
+	if bad := x.compose(); bad != nil {
 		return x.answer(refused(bad))
 	}
 	switch {
@@ -140,6 +141,20 @@ func (x *exchange) exchange(head int) (keep bool) {
 	pl.Service.Take()
 	defer pl.Service.Release()
 	return x.attempts(pl, rt.Timeout)
+}
+
+// compose builds the request as it goes upstream in x.out: head, and what is held of the body.
+func (x *exchange) compose() *http1.Error {
+	x.out = http1.AppendRequest(x.scratch(), &x.req, &x.hop)
+	return x.takeBody(x.head)
+}
+
+// scratch is x.out, emptied.
+func (x *exchange) scratch() []byte {
+	if x.out == nil {
+		x.out = x.loop.Buffer()
+	}
+	return x.out[:0]
 }
 
 // attempts tries endpoints until one answers or there is no use in going on.
@@ -186,7 +201,7 @@ func (x *exchange) answer(f failure) (keep bool) {
 		return false
 	}
 	x.keep = x.keep && !x.bodyPending()
-	out := f.appendAnswer(x.out[:0], x.loop.Now(), x.keep, x.req.IsHead() && len(x.rec.Method) > 0)
+	out := f.appendAnswer(x.scratch(), x.loop.Now(), x.keep, x.req.IsHead() && len(x.rec.Method) > 0)
 	x.out = out
 	x.conn.SetWriteDeadline(x.loop.Now().Add(x.timeouts.IdleBody))
 	n, err := x.conn.Write(out)
