@@ -62,7 +62,7 @@ drain_delay: 1m30s
 routes:
   - {name: a, path: =/x, service: b.c, priority: -1, timeout: 250ms}
 services:
-  b.c: {instances: [{address: 127.0.0.1:9001, weight: 0}, {address: "[::1]:9001"}, {address: cart.internal:80}]}
+  b.c: {instances: [{address: 127.0.0.1:9001, weight: 0}, {address: "[::1]:9001"}, {address: localhost:80}]}
 auto_routes: true
 timeouts: {connect: 0, idle_body: 5s}
 log: {level: debug, access: ./access.log}
@@ -77,7 +77,7 @@ log: {level: debug, access: ./access.log}
 	want.Engine, want.Loops, want.Grace, want.DrainDelay = "goroutines", 2, 0, 90*time.Second
 	want.Routes = []Route{{Name: "a", Path: "=/x", Service: "b.c", Priority: -1, Timeout: 250 * time.Millisecond}}
 	want.Services = map[string]Service{"b.c": {Balance: "least_request", Instances: []StaticInstance{
-		{Address: "127.0.0.1:9001", Weight: new(0)}, {Address: "[::1]:9001"}, {Address: "cart.internal:80"}}}}
+		{Address: "127.0.0.1:9001", Weight: new(0)}, {Address: "[::1]:9001"}, {Address: "localhost:80"}}}}
 	want.AutoRoutes = true
 	want.Timeouts.IdleBody = 5 * time.Second
 	want.Log = Log{"debug", "./access.log"}

@@ -85,7 +85,7 @@ func Load(path string, opts ...Option) (*Config, error) {
 				e.Message += ": " + pe.Err.Error()
 			}
 			if os.IsNotExist(err) {
-				e.Hint = "name another with -c, or write one with: rota config init"
+				e.Hint = "name another with -c, or leave it out for the defaults"
 			}
 			return nil, Errors{e}
 		}

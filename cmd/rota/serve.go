@@ -152,6 +152,9 @@ func serve(cmd *cobra.Command, o *overrides) error {
 	return runUntilSignal(context.Background(), b, log, reload)
 }
 
+// sameSignal is how soon after the first signal another one counts as the same.
+const sameSignal = 250 * time.Millisecond
+
 // runUntilSignal runs a balancer until a signal or the end of ctx, and translates signals.
 func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logger, reload func(context.Context)) error {
 	signals := make(chan os.Signal, 4)
@@ -173,13 +176,10 @@ func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logge
 		case <-ctx.Done():
 		}
 	}()
-	stopping := false
+	stopping, stopped := false, time.Time{}
 	for {
 		select {
 		case err := <-done:
-			if stopping && errors.Is(err, balancer.ErrDrainDeadline) {
-				return err
-			}
 			return err
 		case s := <-signals:
 			switch {
@@ -189,8 +189,10 @@ func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logge
 				}
 			case !stopping:
 				stopping = true
+				stopped = time.Now()
 				log.Info("draining; once more to stop at once", zap.Stringer("signal", s))
 				stop()
+			case time.Since(stopped) < sameSignal: // a process and its group are often signalled together
 			default:
 				b.Hurry()
 				<-done

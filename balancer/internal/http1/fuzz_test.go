@@ -312,3 +312,20 @@ func TestErrorStatus(t *testing.T) {
 		}
 	}
 }
+
+// Every kind is found under its name in any case, and under its twin with underscores.
+func TestClassify(t *testing.T) {
+	for name, want := range map[string]Kind{
+		"host": kindHost, "content-length": kindContentLength, "transfer-encoding": kindTransferEncoding, "connection": kindConnection,
+		"expect": kindExpect, "te": kindTE, "via": kindVia, "keep-alive": kindHop, "proxy-connection": kindHop, "upgrade": kindHop,
+		"http2-settings": kindHop, "proxy-authorization": kindHop, "proxy": kindHop, "trailer": kindHop, "forwarded": kindForwarded,
+		"x-real-ip": kindForwarded, "x-original-url": kindForwarded, "x-rewrite-url": kindForwarded, "x-client-cert": kindForwarded,
+		"x-forwarded-for": kindForwarded, "x-forwarded-anything-at-all": kindForwarded, "x-forwarded": other, "cookie": other, "x-a": other,
+	} {
+		for _, n := range []string{name, strings.ToUpper(name), strings.ReplaceAll(name, "-", "_")} {
+			if got, underscored := classify([]byte(n)); got != want || underscored != (strings.Contains(n, "_") && (want != other || len(n) <= longestKnown && underscored)) {
+				t.Errorf("%s is %d (underscored %v), want %d", n, got, underscored, want)
+			}
+		}
+	}
+}

@@ -112,13 +112,25 @@ func kindOf(name []byte) Kind {
 // longestKnown is the length of the longest name that kindOf knows.
 const longestKnown = len("proxy-authorization")
 
+// lengths has, for each length, a bit for the first letter of every name that kindOf knows: most names need no more.
+var lengths = func() (m [longestKnown + 1]uint32) {
+	for _, name := range []string{
+		"host", "content-length", "transfer-encoding", "connection", "expect", "te", "via", "keep-alive", "proxy-connection",
+		"upgrade", "http2-settings", "proxy-authorization", "proxy", "trailer", "forwarded", "x-real-ip", "x-original-url",
+		"x-rewrite-url", "x-client-cert",
+	} {
+		m[len(name)] |= 1 << (name[0] & 0x1f)
+	}
+	return m
+}()
+
 const forwardedPrefix = "x-forwarded-"
 
 // classify returns the kind of a field name and whether it is written with underscores. A name with underscores is
 // classified as if they were hyphens, because many servers do not tell the two apart.
 func classify(name []byte) (k Kind, underscored bool) {
 	x := name[0]|0x20 == 'x' && len(name) > len(forwardedPrefix)
-	if !x && len(name) > longestKnown {
+	if !x && (len(name) > longestKnown || lengths[len(name)]&(1<<(name[0]&0x1f)) == 0) {
 		return other, false
 	}
 	var buf [longestKnown]byte

@@ -200,6 +200,9 @@ func (x *exchange) relay(e *pool.Endpoint, up netloop.Conn, buf []byte, head, n 
 			}
 			break
 		}
+		if complete {
+			x.unload()
+		}
 		piece := buf[from:to]
 		if first {
 			out = append(out, piece...)
@@ -220,6 +223,7 @@ func (x *exchange) relay(e *pool.Endpoint, up netloop.Conn, buf []byte, head, n 
 		k, err := x.readUpstream(up, buf[http1.Headroom:len(buf)-tail])
 		if err == io.EOF && r.UntilClose {
 			complete = true
+			x.unload()
 			if framing == http1.AsChunks {
 				k, err := x.conn.Write(lastChunk)
 				x.rec.BytesOut += int64(k)

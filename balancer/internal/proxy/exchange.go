@@ -28,6 +28,7 @@ type exchange struct {
 	out  []byte    // the request as it goes upstream; later the head of the answer as it goes to the client; nil between
 	keep bool      // the client connection goes on after this exchange
 
+	load   *pool.Endpoint // counts this exchange
 	body   body
 	upload *upload // of the attempt in progress, when the body is being streamed
 }
@@ -51,6 +52,7 @@ func (x *exchange) serve(c netloop.Conn) time.Duration {
 
 // release gives back what was borrowed, also after a panic.
 func (x *exchange) release() {
+	x.unload()
 	x.loop.Free(x.in)
 	x.loop.Free(x.out)
 	x.rec = Record{}
@@ -171,10 +173,10 @@ func (x *exchange) attempts(pl *pool.Pool, timeout time.Duration) (keep bool) {
 			break
 		}
 		x.rec.Attempts++
-		x.rec.Endpoint = e
+		x.rec.Endpoint, x.load = e, e
 		e.Take()
 		outcome := x.attempt(e, fresh, timeout)
-		e.Release()
+		x.unload()
 		if outcome.answered {
 			return outcome.keep
 		}
@@ -191,6 +193,15 @@ func (x *exchange) attempts(pl *pool.Pool, timeout time.Duration) (keep bool) {
 		}
 	}
 	return x.answer(why)
+}
+
+// unload counts the exchange out of the endpoint it is on. That is done as soon as the endpoint has nothing more to do for
+// it, before the client has the end of the answer: its next request must find the endpoint free.
+func (x *exchange) unload() {
+	if x.load != nil {
+		x.load.Release()
+		x.load = nil
+	}
 }
 
 // answer ends an exchange with an answer of our own and reports whether the connection goes on.
