@@ -403,13 +403,10 @@ func (s *source) service(name string, v Service, path string) {
 			s.report(at+".address", problem, hint)
 		} else if first[in.Address] {
 			s.report(at+".address", fmt.Sprintf("instance %q is given twice", in.Address), "keep one; for more traffic raise its weight")
+		} else if host, _, _ := net.SplitHostPort(in.Address); host != "localhost" && net.ParseIP(host) == nil {
+			s.report(at+".address", fmt.Sprintf("instance address %q is a name, and names are not resolved", clip(in.Address)), "write its IP address")
 		}
 		first[in.Address] = true
-		if host, _, err := net.SplitHostPort(in.Address); err == nil && host != "localhost" {
-			if _, err := netip.ParseAddr(host); err != nil {
-				s.report(at+".address", fmt.Sprintf("instance address %q is a name, and names are not resolved", clip(in.Address)), "write its IP address")
-			}
-		}
 		if in.Weight != nil && (*in.Weight < 0 || *in.Weight > registry.MaxWeight) {
 			s.report(at+".weight", fmt.Sprintf("weight must be 0 to %d, not %d", registry.MaxWeight, *in.Weight), "100 is the default, 0 takes no new traffic")
 		}
