@@ -125,10 +125,10 @@ func serve(cmd *cobra.Command, o *overrides) error {
 		}
 		defer client.Close()
 		options.Registry = client
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
 		go func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-			defer cancel()
-			if err := client.Check(ctx); err != nil {
+			if err := client.Check(ctx); err != nil && !errors.Is(ctx.Err(), context.Canceled) {
 				log.Error("etcd is out of reach; trying on", zap.Error(err))
 			}
 		}()

@@ -1,0 +1,421 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/rota-lb/rota/internal/etcdtest"
+)
+
+// TestMain lets the test binary be the command, so that signals and exit statuses are the real ones.
+func TestMain(m *testing.M) {
+	if os.Getenv("ROTA_TEST_MAIN") == "1" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// command runs a command line to its end, in this process.
+func command(t *testing.T, list ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	status = run(list, &out, &errs)
+	if strings.Contains(errs.String(), "goroutine ") {
+		t.Errorf("a stack: %s", errs.String())
+	}
+	return status, out.String(), errs.String()
+}
+
+func write(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestUsage(t *testing.T) {
+	for _, list := range [][]string{
+		{"frobnicate"}, {"--frob"}, {"serve", "--frob"}, {"serve", "extra"}, {"services", "get"}, {"services", "frob"}, {"instances", "get", "one"},
+		{"status", "-o", "xml"}, {"serve", "--grace", "soon"}, {"check", "a", "b"}, {"routes", "ls", "x"},
+	} {
+		status, _, errs := command(t, list...)
+		if status != exitUsage || !strings.HasPrefix(errs, "rota: ") || !strings.Contains(errs, "--help") || strings.Count(errs, "\n") > 3 {
+			t.Errorf("%v: %d %q", list, status, errs)
+		}
+	}
+}
+
+// Every command and every flag says what it is for.
+func TestHelp(t *testing.T) {
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Short == "" {
+			t.Errorf("%s has no description", c.CommandPath())
+		}
+		if status, out, _ := command(t, append(strings.Fields(c.CommandPath())[1:], "--help")...); status != 0 || !strings.Contains(out, "Usage:") {
+			t.Errorf("%s --help: %d %q", c.CommandPath(), status, out)
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(root())
+	if status, out, _ := command(t, "version"); status != 0 || !strings.HasPrefix(out, "rota ") {
+		t.Errorf("version: %d %q", status, out)
+	}
+}
+
+func TestCheck(t *testing.T) {
+	if status, out, errs := command(t, "check", "../../config/rota.example.yaml"); status != 0 || !strings.Contains(out, "ok") {
+		t.Errorf("the example: %d %s", status, errs)
+	}
+	bad := write(t, "bad.yaml", "routes:\n  - {name: a, servce: b}\n")
+	if status, _, errs := command(t, "check", bad); status != exitFailed || !strings.Contains(errs, bad+":2:15:") || !strings.Contains(errs, `did you mean "service"`) {
+		t.Errorf("a bad file: %d %s", status, errs)
+	}
+	if status, _, errs := command(t, "check", filepath.Join(t.TempDir(), "none.yaml")); status != exitFailed || !strings.Contains(errs, "none.yaml") {
+		t.Errorf("no file: %d %s", status, errs)
+	}
+}
+
+func TestServeRefuses(t *testing.T) {
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	for name, tc := range map[string]struct {
+		list []string
+		want []string
+	}{
+		"busy port":   {[]string{"--listen", busy.Addr().String(), "--admin", "off"}, []string{busy.Addr().String(), "in use", "choose another"}},
+		"busy admin":  {[]string{"--listen", "127.0.0.1:0", "--admin", busy.Addr().String()}, []string{"admin", "in use"}},
+		"engine":      {[]string{"--engine", "steam"}, []string{"steam", "loops"}},
+		"admin":       {[]string{"--admin", "0.0.0.0:9797"}, []string{"loopback"}},
+		"level":       {[]string{"--log-level", "loud"}, []string{"loud", "info"}},
+		"bad file":    {[]string{"-c", write(t, "bad.yaml", "listeners: 5\n")}, []string{"bad.yaml:1:12", "list"}},
+		"no file":     {[]string{"-c", "/none/such.yaml"}, []string{"/none/such.yaml"}},
+		"bad address": {[]string{"--listen", "nonsense"}, []string{"nonsense"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			status, _, errs := command(t, append([]string{"serve"}, tc.list...)...)
+			if status != exitFailed {
+				t.Errorf("status %d", status)
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(errs, want) {
+					t.Errorf("%q does not say %q", errs, want)
+				}
+			}
+		})
+	}
+}
+
+// child is the command in a process of its own.
+type child struct {
+	*exec.Cmd
+	t    *testing.T
+	out  *syncBuffer
+	done chan struct{}
+}
+
+type syncBuffer struct {
+	ch  chan struct{}
+	buf bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.ch <- struct{}{}
+	defer func() { <-b.ch }()
+	return b.buf.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.ch <- struct{}{}
+	defer func() { <-b.ch }()
+	return b.buf.String()
+}
+
+func spawn(t *testing.T, list ...string) *child {
+	t.Helper()
+	c := &child{Cmd: exec.Command(os.Args[0], list...), t: t, out: &syncBuffer{ch: make(chan struct{}, 1)}, done: make(chan struct{})}
+	c.Env = append(os.Environ(), "ROTA_TEST_MAIN=1")
+	c.Stdout, c.Stderr = c.out, c.out
+	c.Dir = t.TempDir()
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { c.Wait(); close(c.done) }()
+	t.Cleanup(func() {
+		c.Process.Kill()
+		<-c.done
+		if s := c.out.String(); strings.Contains(s, "goroutine ") {
+			t.Errorf("a stack: %s", s)
+		}
+	})
+	return c
+}
+
+// find waits for output that matches and returns its first group.
+func (c *child) find(pattern string) string {
+	c.t.Helper()
+	re := regexp.MustCompile(pattern)
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if m := re.FindStringSubmatch(c.out.String()); m != nil {
+			return m[len(m)-1]
+		}
+		select {
+		case <-c.done:
+			c.t.Fatalf("ended without %s: %s", pattern, c.out.String())
+		default:
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("never %s: %s", pattern, c.out.String())
+		}
+	}
+}
+
+// exit waits for the end and returns the status.
+func (c *child) exit() int {
+	c.t.Helper()
+	select {
+	case <-c.done:
+		return c.ProcessState.ExitCode()
+	case <-time.After(20 * time.Second):
+		c.t.Fatalf("still running: %s", c.out.String())
+		return -1
+	}
+}
+
+func get(t *testing.T, address, host, path string) (int, string, http.Header) {
+	t.Helper()
+	req, _ := http.NewRequest("GET", "http://"+address+path, nil)
+	req.Host = host
+	resp, err := (&http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body), resp.Header
+}
+
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(15 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+const listening = `"listening","address":"([^"]+)"`
+
+// A daemon from a file: it serves, reloads, keeps the old configuration when the new one is bad, drains, and says how it ended.
+func TestServe(t *testing.T) {
+	release := make(chan struct{})
+	entered := make(chan struct{}, 1)
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			entered <- struct{}{}
+			<-release
+		}
+		io.WriteString(w, "ok "+r.URL.Path)
+	}))
+	defer up.Close()
+	text := func(path string) string {
+		return fmt.Sprintf("etcd: {disabled: true}\nlisteners: [{address: \"127.0.0.1:0\"}]\nadmin: {address: \"off\"}\nroutes: [{name: r, path: %s, service: s}]\nservices: {s: {instances: [{address: %q}]}}\n", path, up.Listener.Addr())
+	}
+	for _, engine := range []string{"loops", "goroutines"} {
+		t.Run(engine, func(t *testing.T) {
+			release = make(chan struct{})
+			file := write(t, "rota.yaml", text("/a"))
+			c := spawn(t, "serve", "-c", file, "--engine", engine)
+			address := c.find(listening)
+			if status, body, _ := get(t, address, "x", "/a/1"); status != 200 || body != "ok /a/1" {
+				t.Fatalf("%d %q", status, body)
+			}
+			os.WriteFile(file, []byte(text("/b")), 0o600)
+			c.Process.Signal(syscall.SIGHUP)
+			until(t, "the new route", func() bool { status, _, _ := get(t, address, "x", "/b"); return status == 200 })
+			os.WriteFile(file, []byte("routes: [{nam: x}]\n"), 0o600)
+			c.Process.Signal(syscall.SIGHUP)
+			c.find(`(not reloaded.*rota.yaml:1:)`)
+			if status, _, _ := get(t, address, "x", "/b"); status != 200 {
+				t.Errorf("the old route is gone: %d", status)
+			}
+			os.WriteFile(file, []byte(text("/slow")), 0o600)
+			c.Process.Signal(syscall.SIGHUP)
+			until(t, "the slow route", func() bool { status, _, _ := get(t, address, "x", "/b"); return status == 404 })
+			answer := make(chan string)
+			go func() { _, body, _ := get(t, address, "x", "/slow"); answer <- body }()
+			<-entered
+			c.Process.Signal(syscall.SIGTERM)
+			c.find(`(draining)`)
+			close(release)
+			if body := <-answer; body != "ok /slow" {
+				t.Errorf("in flight: %q", body)
+			}
+			if status := c.exit(); status != exitOK {
+				t.Errorf("exit %d: %s", status, c.out)
+			}
+		})
+	}
+	stuck := func(t *testing.T, list ...string) *child {
+		release = make(chan struct{})
+		t.Cleanup(func() { close(release) })
+		c := spawn(t, append([]string{"serve", "-c", write(t, "rota.yaml", text("/slow"))}, list...)...)
+		conn, err := net.Dial("tcp", c.find(listening))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		io.WriteString(conn, "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+		<-entered
+		c.Process.Signal(syscall.SIGTERM)
+		c.find(`(draining)`)
+		return c
+	}
+	t.Run("grace over", func(t *testing.T) {
+		if status := stuck(t, "--grace", "50ms").exit(); status != exitDrain {
+			t.Errorf("exit %d", status)
+		}
+	})
+	t.Run("forced", func(t *testing.T) {
+		c := stuck(t)
+		time.Sleep(2 * sameSignal) // a second signal, and not the same one twice
+		c.Process.Signal(syscall.SIGTERM)
+		if status := c.exit(); status != exitForced {
+			t.Errorf("exit %d", status)
+		}
+	})
+}
+
+// etcd out of reach at the start: the daemon says so, answers 503, and serves when it is there. Then the verbs that look.
+func TestServeWithEtcd(t *testing.T) {
+	etcd := etcdtest.Start(t)
+	etcd.Stop()
+	c := spawn(t, "serve", "--endpoints", etcd.Endpoints()[0], "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--auto-routes")
+	c.find(`(etcd is out of reach.*` + regexp.QuoteMeta(etcd.Endpoints()[0]) + `)`)
+	address := c.find(listening)
+	admin := c.find(`"admin API","url":"http://([^"]+)"`)
+	if status, _, header := get(t, address, "web.localhost", "/"); status != 503 || header.Get("Retry-After") == "" {
+		t.Errorf("without etcd: %d %v", status, header)
+	}
+	etcd.Restart()
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok") }))
+	defer up.Close()
+	put := func(key, value string) {
+		t.Helper()
+		if _, err := etcd.Client().Put(t.Context(), key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("/rota/services/web/a", up.Listener.Addr().String())
+	put("/rota/services/web/b", `{"address":"10.0.0.1:80","state":"draining","metadata":{"evil":"x[2J"}}`)
+	put("/rota/services/web/c", "\x1b[2Jnot an address")
+	put("/rota/routes/r1", `{"host":"a.example.com","service":"web"}`)
+	until(t, "routable", func() bool { status, _, _ := get(t, address, "web.localhost", "/"); return status == 200 })
+	until(t, "the route", func() bool { status, _, _ := get(t, address, "a.example.com", "/"); return status == 200 })
+	t.Setenv("ROTA_ADMIN_ADDRESS", admin)
+	for _, tc := range []struct {
+		list string
+		want []string
+	}{
+		{"status", []string{"ready", "connected", "set aside", "/rota/services/web/c"}},
+		{"status -o json", []string{`"ready": true`}},
+		{"services ls", []string{"SERVICE", "web", "least_request"}},
+		{"services get web", []string{up.Listener.Addr().String(), "draining"}},
+		{"services ls -o json", []string{`"name": "web"`}},
+		{"instances ls", []string{"web", "it says it is draining"}},
+		{"instances ls web", []string{"registered"}},
+		{"instances get web b", []string{"10.0.0.1:80", "evil", "draining"}},
+		{"routes ls", []string{"r1", "etcd", "a.example.com"}},
+		{"services ls --etcdctl", []string{"etcdctl get --keys-only --prefix /rota/services/\n"}},
+		{"instances get web b --etcdctl", []string{"etcdctl get /rota/services/web/b\n"}},
+		{"instances watch web --etcdctl", []string{"etcdctl watch --prefix /rota/services/web/\n"}},
+		{"routes ls --etcdctl", []string{"etcdctl get --prefix /rota/routes/\n"}},
+	} {
+		status, out, errs := command(t, strings.Fields(tc.list)...)
+		if status != 0 || strings.Contains(out, "\x1b") {
+			t.Errorf("%s: %d %q %s", tc.list, status, out, errs)
+		}
+		for _, want := range tc.want {
+			if !strings.Contains(out, want) {
+				t.Errorf("%s does not show %q:\n%s", tc.list, want, out)
+			}
+		}
+	}
+	watch := spawn(t, "instances", "watch", "web")
+	watch.find(`(added +web/a)`)
+	put("/rota/services/web/d", "10.0.0.4:80")
+	watch.find(`(added +web/d)`)
+	if _, err := etcd.Client().Delete(t.Context(), "/rota/services/web/d"); err != nil {
+		t.Fatal(err)
+	}
+	watch.find(`(gone +web/d)`)
+	watch.Process.Signal(os.Interrupt)
+	if status := watch.exit(); status != 0 {
+		t.Errorf("watch ended with %d", status)
+	}
+	if status, _, errs := command(t, "services", "get", "nope"); status != exitFailed || !strings.Contains(errs, "nope") {
+		t.Errorf("an unknown service: %d %s", status, errs)
+	}
+	c.Process.Signal(syscall.SIGTERM)
+	if status := c.exit(); status != 0 {
+		t.Errorf("exit %d", status)
+	}
+	if status, _, errs := command(t, "status"); status != exitFailed || !strings.Contains(errs, "no daemon answers at "+admin) {
+		t.Errorf("no daemon: %d %s", status, errs)
+	}
+}
+
+// What a newcomer does: dev, curl, put, Ctrl-C.
+func TestDev(t *testing.T) {
+	tmp := t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	c := spawn(t, "dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+	address := "127.0.0.1:" + c.find(`balancer +http://localhost:(\d+)`)
+	endpoint := c.find(`etcd +(127\.0\.0\.1:\d+)`)
+	seen := map[string]bool{}
+	until(t, "three instances in turn", func() bool {
+		if status, body, _ := get(t, address, "hello.localhost", "/"); status == 200 {
+			seen[strings.Fields(body)[2]] = true
+		}
+		return len(seen) == 3
+	})
+	if status, _, _ := get(t, address, "localhost", "/hello/"); status != 200 {
+		t.Errorf("by path: %d", status)
+	}
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "mine") }))
+	defer up.Close()
+	etcd := etcdtest.NewClient(t, clientv3.Config{Endpoints: []string{endpoint}})
+	if _, err := etcd.Put(t.Context(), "/rota/services/web/a", up.Listener.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "routed", func() bool { status, _, _ := get(t, address, "web.localhost", "/"); return status == 200 })
+	c.Process.Signal(os.Interrupt)
+	if status := c.exit(); status != 0 {
+		t.Errorf("exit %d: %s", status, c.out)
+	}
+	if left, _ := filepath.Glob(filepath.Join(tmp, "rota-dev-*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
