@@ -108,8 +108,12 @@ rota dev is ready. One etcd member, not for production; its data goes when you s
   balancer   http://localhost:%[1]s
   etcd       %[2]s
 `, port, endpoint)
+	ls := "rota instances ls"
 	if a := b.AdminAddress(); a != nil {
 		fmt.Fprintf(out, "  admin API  http://%s/api/v1/status\n", a)
+		if a.String() != defaultAdmin {
+			ls += " --admin " + a.String()
+		}
 	}
 	fmt.Fprintf(out, `
 In another terminal:
@@ -117,7 +121,7 @@ In another terminal:
   curl http://hello.localhost:%[1]s/             three instances answer in turn
   curl http://localhost:%[1]s/hello/             the same by path
   %[2]s get --prefix %[3]s/services/   who is registered
-  rota instances ls                           the same, with what the balancer makes of it
+  %[4]s   the same, with what the balancer makes of it
 
 Register anything that listens, from any language, and it is routed at once:
 
@@ -126,7 +130,7 @@ Register anything that listens, from any language, and it is routed at once:
   curl http://web.localhost:%[1]s/
 
 Ctrl-C stops everything.
-`, port, etcdctl, prefix)
+`, port, etcdctl, prefix, ls)
 }
 
 // freeAddress returns address, or one with a free port when that is taken, saying so.

@@ -23,6 +23,9 @@ import (
 	"github.com/rota-lb/rota/registry"
 )
 
+// defaultAdmin is where a daemon's admin API is unless told otherwise.
+const defaultAdmin = "127.0.0.1:9797"
+
 // look is what the verbs that ask a running daemon have in common.
 type look struct {
 	admin   string
@@ -33,7 +36,7 @@ type look struct {
 
 func (l *look) flags(cmd *cobra.Command) *cobra.Command {
 	f := cmd.Flags()
-	f.StringVar(&l.admin, "admin", orEnv("ROTA_ADMIN_ADDRESS", "127.0.0.1:9797"), "`address` of the daemon's admin API")
+	f.StringVar(&l.admin, "admin", orEnv("ROTA_ADMIN_ADDRESS", defaultAdmin), "`address` of the daemon's admin API")
 	f.StringVarP(&l.output, "output", "o", "table", "\"table\" or \"json\"")
 	f.BoolVar(&l.etcdctl, "etcdctl", false, "print the equivalent etcdctl line instead")
 	f.StringVar(&l.prefix, "prefix", orEnv("ROTA_ETCD_PREFIX", registry.DefaultPrefix), "`prefix` of the keys, for --etcdctl")
@@ -266,7 +269,11 @@ func showInstance(cmd *cobra.Command, l *look, service, id string) error {
 				fmt.Fprintln(w, "source\tconfiguration file")
 				return
 			}
-			fmt.Fprintf(w, "key\t%s at revision %d, lease %s\n", in.Key, in.Revision, in.Lease)
+			lease := "no lease"
+			if in.Lease != "" {
+				lease = "lease " + in.Lease
+			}
+			fmt.Fprintf(w, "key\t%s at revision %d, %s\n", in.Key, in.Revision, lease)
 			for _, k := range slices.Sorted(maps.Keys(in.Metadata)) {
 				fmt.Fprintf(w, "%s\t%s\n", printable(k), printable(in.Metadata[k]))
 			}
