@@ -447,7 +447,7 @@ func TestStartWithoutEtcd(t *testing.T) {
 
 // Draining finishes what is in flight; past the grace period it says that it could not.
 func TestDrain(t *testing.T) {
-	release, entered := make(chan struct{}), make(chan struct{}, 2)
+	release, entered := make(chan struct{}, 8), make(chan struct{}, 2)
 	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		entered <- struct{}{}
 		<-release
@@ -461,7 +461,6 @@ func TestDrain(t *testing.T) {
 		}
 	}
 	eachEngine(t, func(t *testing.T, engine string) {
-		release = make(chan struct{})
 		d := run(t, nil, static(10*time.Second, engine))
 		d.until("other", 404)
 		got := make(chan string)
@@ -477,7 +476,7 @@ func TestDrain(t *testing.T) {
 			c.Close()
 			time.Sleep(time.Millisecond)
 		}
-		close(release)
+		release <- struct{}{}
 		if body := <-got; body != "done" {
 			t.Errorf("got %q", body)
 		}
@@ -486,7 +485,6 @@ func TestDrain(t *testing.T) {
 		}
 	})
 	t.Run("deadline", func(t *testing.T) {
-		release = make(chan struct{})
 		d := run(t, nil, static(50*time.Millisecond, ""))
 		c, err := net.Dial("tcp", strings.TrimPrefix(d.url, "http://"))
 		if err != nil {
@@ -498,7 +496,7 @@ func TestDrain(t *testing.T) {
 		if err := d.stop(); !errors.Is(err, ErrDrainDeadline) {
 			t.Errorf("got %v", err)
 		}
-		close(release)
+		release <- struct{}{}
 	})
 }
 

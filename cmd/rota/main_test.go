@@ -230,7 +230,7 @@ const listening = `"listening","address":"([^"]+)"`
 
 // A daemon from a file: it serves, reloads, keeps the old configuration when the new one is bad, drains, and says how it ended.
 func TestServe(t *testing.T) {
-	release := make(chan struct{})
+	release := make(chan struct{}, 8) // one for each slow request
 	entered := make(chan struct{}, 1)
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/slow" {
@@ -245,7 +245,6 @@ func TestServe(t *testing.T) {
 	}
 	for _, engine := range []string{"loops", "goroutines"} {
 		t.Run(engine, func(t *testing.T) {
-			release = make(chan struct{})
 			file := write(t, "rota.yaml", text("/a"))
 			c := spawn(t, "serve", "-c", file, "--engine", engine)
 			address := c.find(listening)
@@ -269,7 +268,7 @@ func TestServe(t *testing.T) {
 			<-entered
 			c.Process.Signal(syscall.SIGTERM)
 			c.find(`(draining)`)
-			close(release)
+			release <- struct{}{}
 			if body := <-answer; body != "ok /slow" {
 				t.Errorf("in flight: %q", body)
 			}
@@ -279,8 +278,7 @@ func TestServe(t *testing.T) {
 		})
 	}
 	stuck := func(t *testing.T, list ...string) *child {
-		release = make(chan struct{})
-		t.Cleanup(func() { close(release) })
+		t.Cleanup(func() { release <- struct{}{} })
 		c := spawn(t, append([]string{"serve", "-c", write(t, "rota.yaml", text("/slow"))}, list...)...)
 		conn, err := net.Dial("tcp", c.find(listening))
 		if err != nil {
