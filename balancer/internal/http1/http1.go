@@ -161,6 +161,7 @@ type Scanner struct {
 // Scan looks for the empty line in b, which holds all bytes so far. It returns the length of the head, or zero when more
 // bytes are needed. A line that ends in a bare LF is refused as soon as it is seen.
 func (s *Scanner) Scan(b []byte) (int, *Error) {
+	b = b[:min(len(b), MaxHead)]
 	for s.pos < len(b) {
 		i := indexByte(b[s.pos:], '\n')
 		if i < 0 {
@@ -177,7 +178,7 @@ func (s *Scanner) Scan(b []byte) (int, *Error) {
 			return end + 1, nil
 		}
 	}
-	if len(b) >= MaxHead {
+	if len(b) == MaxHead {
 		if s.line == 0 {
 			return 0, ErrTargetLong
 		}

@@ -49,6 +49,9 @@ func (r *Request) IsHead() bool { return string(r.Method) == "HEAD" }
 func (r *Request) Parse(head []byte) *Error {
 	*r = Request{head: head, path: r.path, Fields: r.Fields[:0]}
 	eol := indexByte(head, '\n')
+	if eol < 1 {
+		return ErrLineEnd
+	}
 	target, err := r.requestLine(head[:eol-1])
 	if err != nil {
 		return err

@@ -64,6 +64,9 @@ func (r *Response) framing(head bool) *Error {
 				return ErrResponseFrame
 			}
 			r.Length, r.length = n, f.Value
+			for len(r.length) > 1 && r.length[0] == '0' {
+				r.length = r.length[1:]
+			}
 			lengths++
 		case kindTransferEncoding:
 			if !EqualFold(f.Value, "chunked") || r.Minor == 0 {

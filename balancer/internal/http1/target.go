@@ -202,7 +202,8 @@ func hiddenDots(s []byte) bool {
 		if i < len(s) && s[i] != '%' {
 			continue
 		}
-		if part := s[start:i]; string(part) == "." || string(part) == ".." {
+		part := s[start:i]
+		if string(part) == "." || string(part) == ".." || len(part) > 1 && part[0] == '.' && dotted(part) {
 			return true
 		}
 		start = i + 3

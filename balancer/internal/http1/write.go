@@ -20,6 +20,9 @@ func AppendRequest(out []byte, r *Request, hop *Hop) []byte {
 	out = append(out, r.Method...)
 	out = append(out, ' ')
 	path := r.Path[hop.Strip:]
+	for hop.Strip > 0 && len(path) > 1 && path[0] == '/' && path[1] == '/' {
+		path = path[1:] // "//host" would be a reference to another host
+	}
 	if len(path) == 0 || path[0] != '/' && path[0] != '*' {
 		out = append(out, '/')
 	}
