@@ -653,6 +653,10 @@ func TestUnroutedAndErrors(t *testing.T) {
 		if _, body := c.answer("GET"); body != "GET /x " {
 			t.Fatalf("got %q", body)
 		}
+		c.send("GET /pub//evil HTTP/1.1\r\nHost: strip.example.com\r\n\r\n") // must not become "//evil"
+		if _, body := c.answer("GET"); body != "GET /evil " {
+			t.Fatalf("got %q", body)
+		}
 		c.send("GET /pub HTTP/1.1\r\nHost: strip.example.com\r\n\r\n")
 		if _, body := c.answer("GET"); body != "GET / " {
 			t.Fatalf("got %q", body)
