@@ -61,7 +61,7 @@ func FuzzRequest(f *testing.F) {
 		if err != nil || len(rest) > 0 {
 			t.Fatalf("%q became %q: %v, %d bytes left", data, out, err, len(rest))
 		}
-		if r.Chunked && r.Length != -1 || bytes.Contains(out, []byte("Content-Length:")) && bytes.Contains(out, []byte("Transfer-Encoding:")) {
+		if r.Chunked && r.Length != -1 || bytes.Contains(out, []byte("\r\nContent-Length:")) && bytes.Contains(out, []byte("\r\nTransfer-Encoding:")) {
 			t.Fatalf("two framings in %q", out)
 		}
 		if string(again.Method) != string(r.Method) || string(again.Path) != string(r.Path) || string(again.Query) != string(r.Query) ||
