@@ -12,6 +12,9 @@ const (
 	maxTrailers   = 8 << 10
 )
 
+// lastChunk goes out when the whole body was read and found good, not before: to some readers "0" is the end already.
+const lastChunk = "0\r\n\r\n"
+
 // Chunked is a reader of the chunked coding (RFC 9112 §7.1) that turns its input, in place, into canonical chunks: sizes
 // without leading zeros, no extensions. Trailers are checked and, if Trailers is set, kept. With Decode set only the
 // data remains. The zero value begins at the first chunk.
@@ -103,13 +106,13 @@ func (c *Chunked) Filter(b []byte, from, to int) (start, end, consumed int, err 
 				return 0, 0, 0, ErrChunk
 			}
 			c.extra -= int(min(uint64(c.extra), 16+2*c.left))
-			if !c.Decode {
-				w += len(strconv.AppendUint(b[w:w], c.left, 16))
-				w += copy(b[w:], "\r\n")
-			}
 			c.digits, c.state = 0, chunkData
 			if c.left == 0 {
 				c.state = trailerStart
+			}
+			if !c.Decode && (c.left > 0 || c.Trailers) {
+				w += len(strconv.AppendUint(b[w:w], c.left, 16))
+				w += copy(b[w:], "\r\n")
 			}
 		case chunkDataCR:
 			if ch != '\r' {
@@ -137,7 +140,7 @@ func (c *Chunked) Filter(b []byte, from, to int) (start, end, consumed int, err 
 			}
 			if c.state == chunkDone {
 				if !c.Trailers && !c.Decode {
-					w += copy(b[w:], "\r\n")
+					w += copy(b[w:], lastChunk)
 				}
 				return start, w, i + 1 - from, nil
 			}
@@ -154,6 +157,8 @@ func (c *Chunked) withholds() bool {
 		return c.digits > 0
 	case chunkExt, chunkSizeLF, chunkDataLF, trailerEndLF:
 		return true
+	case trailerStart, trailerName, trailerValue, trailerLF:
+		return !c.Trailers
 	}
 	return false
 }
@@ -184,7 +189,9 @@ func (c *Chunked) trailers(ch byte) bool {
 		c.state = trailerStart
 		return ch == '\n'
 	case trailerEndLF:
-		c.state = chunkDone
+		if ch == '\n' {
+			c.state = chunkDone
+		}
 		return ch == '\n'
 	}
 	return false
