@@ -213,7 +213,7 @@ func (s *shard) Park(key any, other Conn, ttl time.Duration) {
 		c.Close()
 		return
 	}
-	c.readUntil = time.Time{}
+	c.readUntil.Store(nil)
 	c.net.SetDeadline(time.Now().Add(ttl))
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -285,9 +285,9 @@ type goConn struct {
 
 	pending   []byte // read ahead, at most one byte
 	one       [1]byte
-	readUntil time.Time
-	watcher   *watcher    // of a parked connection
-	stopping  atomic.Bool // the watcher is being stopped
+	readUntil atomic.Pointer[time.Time] // a reader and whoever interrupts it set it; nil is none
+	watcher   *watcher                  // of a parked connection
+	stopping  atomic.Bool               // the watcher is being stopped
 }
 
 // serve is the life of a client connection.
@@ -387,7 +387,11 @@ func (c *goConn) ReadWatching(b []byte, other Conn) (int, error) {
 	})
 	n, err := c.net.Read(b)
 	gone := w.stop()
-	o.net.SetReadDeadline(o.readUntil)
+	var until time.Time
+	if t := o.readUntil.Load(); t != nil {
+		until = *t
+	}
+	o.net.SetReadDeadline(until)
 	if gone && n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
 		return 0, ErrPeerGone
 	}
@@ -465,13 +469,13 @@ func (p *prefixed) Read(b []byte) (int, error) {
 
 // SetDeadline implements net.Conn.
 func (c *goConn) SetDeadline(t time.Time) error {
-	c.readUntil = t
+	c.readUntil.Store(&t)
 	return c.net.SetDeadline(t)
 }
 
 // SetReadDeadline implements net.Conn.
 func (c *goConn) SetReadDeadline(t time.Time) error {
-	c.readUntil = t
+	c.readUntil.Store(&t)
 	return c.net.SetReadDeadline(t)
 }
 
