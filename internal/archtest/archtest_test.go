@@ -52,11 +52,16 @@ var table = []row{
 	{pkg: "balancer/internal/netloop", outside: []string{"golang.org/x/sys/..."}},
 	{pkg: "balancer/internal/http1"},
 	{pkg: "balancer/internal/route", module: []string{"balancer/pool"}},
+	{pkg: "balancer/internal/limit"},
+	{pkg: "balancer/internal/proxyproto"},
 	{
-		pkg:    "balancer/internal/proxy",
-		module: []string{"balancer/internal/http1", "balancer/internal/netloop", "balancer/internal/route", "balancer/pool"},
+		pkg: "balancer/internal/proxy",
+		module: []string{
+			"balancer/internal/http1", "balancer/internal/limit", "balancer/internal/netloop", "balancer/internal/proxyproto",
+			"balancer/internal/route", "balancer/pool",
+		},
 	},
-	{pkg: "balancer/internal/listen", module: []string{"balancer/internal/netloop"}},
+	{pkg: "balancer/internal/listen", module: []string{"balancer/internal/netloop", "balancer/internal/proxyproto"}},
 	{pkg: "registry/discover", module: []string{"registry", "balancer/pool"}, planned: true},
 
 	// The control plane: it turns what is known into tables.
