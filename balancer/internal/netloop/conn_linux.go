@@ -22,6 +22,7 @@ type conn struct {
 	hangup   bool // the peer will send no more: what is readable now is the rest
 	broken   bool // error or both directions shut
 	serving  bool // a client connection in the hands of its handler
+	served   bool // it was, for more than putting a layer on it
 	ahead    bool // the watched peer has sent bytes before its end of stream
 
 	reader, writer *coro // waiting for this connection
@@ -30,10 +31,36 @@ type conn struct {
 	readUntil, writeUntil int64 // ticks; zero is no deadline
 	idleUntil             int64 // for a connection nobody uses: close it then
 
-	handler Handler // of a client connection
-	parkKey any     // of a parked one
-	remote  netip.AddrPort
+	handler  Handler   // of a client connection
+	listener *listener // likewise
+	layer    Layer     // what stands for this connection; nil is itself
+	parkKey  any       // of a parked one
+	parkedAt int64     // likewise
+	remote   netip.AddrPort
+	peer     netip.Addr // that the listener's admission was asked about
 }
+
+// baseConn is the socket at the bottom of c.
+func baseConn(c Conn) *conn {
+	if c, ok := c.(*conn); ok {
+		return c
+	}
+	return base(c).(*conn)
+}
+
+// top is what stands for the connection.
+func (c *conn) top() Conn {
+	if c.layer != nil {
+		return c.layer
+	}
+	return c
+}
+
+// SetLayer implements [Conn].
+func (c *conn) SetLayer(layer Layer) { c.layer = layer }
+
+// SetRemote implements [Conn].
+func (c *conn) SetRemote(address netip.AddrPort) { c.remote = address }
 
 // event notes what epoll reports and readies those who wait for it.
 func (c *conn) event(ev uint32) {
@@ -65,6 +92,9 @@ func (c *conn) event(ev uint32) {
 	case c.handler != nil && !c.serving:
 		c.serve1()
 	case c.parkKey != nil:
+		if c.hangup && c.loop.engine.Closed != nil {
+			c.loop.engine.Closed(c.parkKey, time.Duration(c.loop.tick-c.parkedAt))
+		}
 		c.close()
 	}
 }
@@ -85,13 +115,18 @@ func (c *conn) serve() {
 		c.loop.serving.Add(-1)
 	}()
 	for {
-		idle := c.handler.Serve(c)
+		layer := c.layer
+		idle := c.handler.Serve(c.top())
 		if c.fd < 0 {
 			return
 		}
+		c.served = c.served || c.layer == layer
 		if idle <= 0 || c.broken {
-			c.close()
+			c.top().Close()
 			return
+		}
+		if c.layer != nil && c.layer.Pending() {
+			continue
 		}
 		if c.readable {
 			// The last read filled its buffer, or the peer has closed: look before serving again, because a handler
@@ -107,8 +142,12 @@ func (c *conn) serve() {
 		if !c.readable {
 			c.readUntil, c.writeUntil = 0, 0
 			c.idleUntil = c.loop.tick + int64(idle)
-			if c.loop.engine.closeIdle.Load() {
+			switch {
+			case !c.loop.engine.closeIdle.Load():
+			case c.served:
 				c.close()
+			default:
+				c.idleUntil = c.loop.tick + int64(min(idle, freshFor))
 			}
 			return
 		}
@@ -124,7 +163,7 @@ func (c *conn) Read(b []byte) (int, error) { return c.read(b, nil) }
 
 // ReadWatching implements [Conn].
 func (c *conn) ReadWatching(b []byte, other Conn) (int, error) {
-	return c.read(b, other.(*conn))
+	return c.read(b, baseConn(other))
 }
 
 func (c *conn) read(b []byte, other *conn) (int, error) {
@@ -159,7 +198,10 @@ func (c *conn) read(b []byte, other *conn) (int, error) {
 
 // Wait implements [Conn].
 func (c *conn) Wait(other Conn) error {
-	o, _ := other.(*conn)
+	var o *conn
+	if other != nil {
+		o = baseConn(other)
+	}
 	for c.fd >= 0 && !c.readable {
 		if err := c.await(o); err != nil {
 			return err
@@ -199,9 +241,16 @@ func (c *conn) gone() bool {
 	case !c.hangup || c.ahead:
 		return false
 	}
-	var b [1]byte
+	var b [64]byte
+	least := 1
+	if c.layer != nil {
+		if c.layer.Pending() {
+			return false
+		}
+		least = c.layer.Least()
+	}
 	n, _, err := unix.Recvfrom(c.fd, b[:], unix.MSG_PEEK)
-	c.ahead = err == nil && n > 0
+	c.ahead = err == nil && n >= least
 	return !c.ahead
 }
 
@@ -267,8 +316,12 @@ func (c *conn) forget() {
 	l := c.loop
 	l.conns[c.fd] = nil
 	c.fd = -1
+	l.engine.sockets.Add(-1)
 	if c.handler != nil {
 		l.clients.Add(-1)
+		if a := c.listener.admission; a != nil {
+			a.Release(c.peer)
+		}
 	}
 	if c.parkKey != nil {
 		l.parked[c.parkKey].remove(c)
@@ -287,6 +340,36 @@ func (c *conn) CloseWrite() error {
 		return net.ErrClosed
 	}
 	return unix.Shutdown(c.fd, unix.SHUT_WR)
+}
+
+// tryWrite sends what the kernel takes at once.
+func (c *conn) tryWrite(b []byte) {
+	if c.fd >= 0 && c.writable {
+		unix.SendmsgN(c.fd, b, nil, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+	}
+}
+
+// Unacknowledged implements [Conn].
+func (c *conn) Unacknowledged() int {
+	if c.fd < 0 {
+		return -1
+	}
+	return outQueue(c.fd)
+}
+
+func outQueue(fd int) int {
+	n, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
+// unacknowledged is [Conn.Unacknowledged] for a connection of package net.
+func unacknowledged(raw syscall.RawConn) int {
+	n := -1
+	raw.Control(func(fd uintptr) { n = outQueue(int(fd)) })
+	return n
 }
 
 // Abort implements [Conn].
@@ -362,20 +445,30 @@ func (l *loop) ticks(t time.Time) int64 {
 
 // Dial implements [Loop].
 func (l *loop) Dial(address netip.AddrPort, timeout time.Duration) (Conn, error) {
-	c, err := l.dial(address, timeout)
+	domain, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(address.Port()), Addr: address.Addr().As16()})
+	if address.Addr().Unmap().Is4() {
+		domain, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(address.Port()), Addr: address.Addr().Unmap().As4()}
+	}
+	c, err := l.dial(domain, sa, timeout)
 	if err != nil {
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: netAddr(address), Err: err}
+	}
+	c.remote = address
+	return c, nil
+}
+
+// DialUnix implements [Loop].
+func (l *loop) DialUnix(path string, timeout time.Duration) (Conn, error) {
+	c, err := l.dial(unix.AF_UNIX, &unix.SockaddrUnix{Name: path}, timeout)
+	if err != nil {
+		return nil, &net.OpError{Op: "dial", Net: "unix", Addr: &net.UnixAddr{Name: path, Net: "unix"}, Err: err}
 	}
 	return c, nil
 }
 
-func (l *loop) dial(address netip.AddrPort, timeout time.Duration) (*conn, error) {
-	if l.stopping {
-		return nil, net.ErrClosed
-	}
-	domain, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(address.Port()), Addr: address.Addr().As16()})
-	if address.Addr().Unmap().Is4() {
-		domain, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(address.Port()), Addr: address.Addr().Unmap().As4()}
+func (l *loop) dial(domain int, sa unix.Sockaddr, timeout time.Duration) (*conn, error) {
+	if l.engine.full(0) {
+		return nil, os.NewSyscallError("socket", unix.EMFILE)
 	}
 	fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -388,9 +481,9 @@ func (l *loop) dial(address netip.AddrPort, timeout time.Duration) (*conn, error
 	c, err := l.add(fd)
 	if err != nil {
 		unix.Close(fd)
-		return nil, os.NewSyscallError("epoll_ctl", err)
+		return nil, err
 	}
-	c.remote = address
+	l.engine.sockets.Add(1)
 	c.writeUntil = l.tick + int64(timeout)
 	for !c.writable && err == nil {
 		err = c.waitWritable()
@@ -426,12 +519,17 @@ func (p *parked) remove(c *conn) {
 
 // Park implements [Loop].
 func (l *loop) Park(key any, other Conn, ttl time.Duration) {
-	c := other.(*conn)
+	c := baseConn(other)
 	if c.fd < 0 {
 		return
 	}
-	if c.readable || c.hangup || l.stopping || ttl <= 0 {
-		c.close()
+	if c.readable && !c.hangup { // a splice does not find out that it has taken all
+		var b [1]byte
+		_, _, err := unix.Recvfrom(c.fd, b[:], unix.MSG_PEEK)
+		c.readable = err != unix.EAGAIN
+	}
+	if c.readable || c.hangup || l.stopping || ttl <= 0 || c.layer != nil && c.layer.Pending() {
+		other.Close()
 		return
 	}
 	p := l.parked[key]
@@ -442,7 +540,7 @@ func (l *loop) Park(key any, other Conn, ttl time.Duration) {
 	p.conns = append(p.conns, c)
 	c.parkKey = key
 	c.readUntil, c.writeUntil = 0, 0
-	c.idleUntil = l.tick + int64(ttl)
+	c.parkedAt, c.idleUntil = l.tick, l.tick+int64(ttl)
 }
 
 // Reuse implements [Loop].
@@ -454,5 +552,5 @@ func (l *loop) Reuse(key any) Conn {
 	c := p.conns[len(p.conns)-1]
 	p.conns = p.conns[:len(p.conns)-1]
 	c.parkKey, c.idleUntil = nil, 0
-	return c
+	return c.top()
 }

@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -21,7 +22,9 @@ type goroutines struct {
 	running   chan struct{} // closed when Run begins
 	closeIdle atomic.Bool
 	serving   atomic.Int64
+	sockets   atomic.Int64 // open
 	wg        sync.WaitGroup
+	ended     chan struct{} // closed when Run ends
 
 	mu        sync.Mutex
 	stopped   bool
@@ -32,7 +35,7 @@ type goroutines struct {
 
 func newGoroutines(o Options) Engine {
 	e := &goroutines{
-		Options: o, running: make(chan struct{}),
+		Options: o, running: make(chan struct{}), ended: make(chan struct{}),
 		listeners: map[*goListener]struct{}{}, conns: map[*goConn]struct{}{},
 	}
 	for i := range o.Loops {
@@ -58,7 +61,9 @@ func (e *goroutines) Run(ctx context.Context) error {
 	}
 	e.mu.Lock()
 	e.stopped = true
+	close(e.ended)
 	for ln := range e.listeners {
+		ln.closed.Store(true)
 		ln.net.Close()
 	}
 	for c := range e.conns {
@@ -74,8 +79,12 @@ func (e *goroutines) CloseIdle() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for c := range e.conns {
-		if c.idle {
+		switch {
+		case !c.idle:
+		case c.served:
 			c.net.SetReadDeadline(past)
+		default:
+			c.net.SetReadDeadline(time.Now().Add(freshFor))
 		}
 	}
 }
@@ -86,13 +95,26 @@ func (e *goroutines) Connections() (open, serving int) {
 	return e.clients, int(e.serving.Load())
 }
 
+// Lag is unknown: the scheduler does not tell.
+func (e *goroutines) Lag() time.Duration { return 0 }
+
+// full reports whether no more sockets may be opened, but for reserve of them.
+func (e *goroutines) full(reserve int) bool {
+	return e.Sockets > 0 && int(e.sockets.Load()) >= e.Sockets-reserve
+}
+
 // past interrupts a read.
 var past = time.Unix(1, 0)
 
 type goListener struct {
 	engine *goroutines
 	net    net.Listener
+	closed atomic.Bool
+	done   chan struct{} // closed when nothing is accepted any more
 }
+
+// lastAccept is how long a listener that is being closed accepts what waits in the kernel's queue.
+const lastAccept = 5 * time.Millisecond
 
 func (l *goListener) Addr() net.Addr { return l.net.Addr() }
 
@@ -100,11 +122,24 @@ func (l *goListener) Close() error {
 	l.engine.mu.Lock()
 	delete(l.engine.listeners, l)
 	l.engine.mu.Unlock()
+	if l.closed.Swap(true) {
+		return net.ErrClosed
+	}
+	if d, ok := l.net.(interface{ SetDeadline(time.Time) error }); ok && d.SetDeadline(time.Now().Add(lastAccept)) == nil {
+		select {
+		case <-l.engine.running:
+			<-l.done
+		default:
+		}
+	}
 	return l.net.Close()
 }
 
-func (e *goroutines) Listen(ln net.Listener, h Handler) (Listener, error) {
-	l := &goListener{e, ln}
+func (e *goroutines) Listen(ln net.Listener, h Handler, a Admission) (Listener, error) {
+	if u, ok := ln.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+	}
+	l := &goListener{engine: e, net: ln, done: make(chan struct{})}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.stopped {
@@ -112,15 +147,19 @@ func (e *goroutines) Listen(ln net.Listener, h Handler) (Listener, error) {
 		return nil, net.ErrClosed
 	}
 	e.listeners[l] = struct{}{}
-	e.wg.Go(func() { e.accept(l, h) })
+	e.wg.Go(func() { e.accept(l, h, a) })
 	return l, nil
 }
 
-func (e *goroutines) accept(l *goListener, h Handler) {
+func (e *goroutines) accept(l *goListener, h Handler, a Admission) {
+	defer close(l.done)
 	<-e.running
 	for {
+		for e.full(e.Sockets/8) && !l.closed.Load() {
+			time.Sleep(Tick)
+		}
 		nc, err := l.net.Accept()
-		if errors.Is(err, net.ErrClosed) {
+		if errors.Is(err, net.ErrClosed) || err != nil && l.closed.Load() {
 			return
 		}
 		if err != nil { // out of descriptors, most likely
@@ -130,6 +169,14 @@ func (e *goroutines) accept(l *goListener, h Handler) {
 		c := &goConn{net: nc, shard: e.all[int(e.next.Add(1))%len(e.all)]}
 		if ap, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
 			c.remote = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+		}
+		peer := c.remote.Addr()
+		if a != nil && !a.Admit(peer) {
+			nc.Close()
+			continue
+		}
+		if a != nil {
+			c.release = func() { a.Release(peer) }
 		}
 		if !e.add(c, true) {
 			return
@@ -144,9 +191,13 @@ func (e *goroutines) add(c *goConn, client bool) bool {
 	defer e.mu.Unlock()
 	if e.stopped {
 		c.net.Close()
+		if c.release != nil {
+			c.release()
+		}
 		return false
 	}
 	e.conns[c] = struct{}{}
+	e.sockets.Add(1)
 	c.client = client
 	if client {
 		e.clients++
@@ -175,6 +226,9 @@ func (s *shard) Free(b []byte) {
 	}
 }
 
+// Post implements [Loop]. There is no thread that fn would have to run on.
+func (s *shard) Post(fn func()) { fn() }
+
 type goTask chan struct{}
 
 func (t goTask) Wait() { <-t }
@@ -196,29 +250,85 @@ func (s *shard) report() {
 }
 
 func (s *shard) Dial(address netip.AddrPort, timeout time.Duration) (Conn, error) {
-	nc, err := net.DialTimeout("tcp", address.String(), timeout)
+	c, err := s.dial("tcp", address.String(), timeout)
 	if err != nil {
 		return nil, err
 	}
-	c := &goConn{net: nc, shard: s, remote: address}
+	c.remote = address
+	return c, nil
+}
+
+func (s *shard) DialUnix(path string, timeout time.Duration) (Conn, error) {
+	c, err := s.dial("unix", path, timeout)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (s *shard) dial(network, address string, timeout time.Duration) (*goConn, error) {
+	if s.engine.full(0) {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.EMFILE}
+	}
+	nc, err := net.DialTimeout(network, address, timeout)
+	if err != nil {
+		return nil, err
+	}
+	c := &goConn{net: nc, shard: s}
 	if !s.engine.add(c, false) {
 		return nil, net.ErrClosed
 	}
 	return c, nil
 }
 
+// goWaiter implements [Waiter].
+type goWaiter struct {
+	shard *shard
+	woken chan struct{}
+}
+
+func (s *shard) NewWaiter() Waiter { return &goWaiter{s, make(chan struct{}, 1)} }
+
+// Wait implements [Waiter]. It does not notice that the peer of watch goes.
+func (w *goWaiter) Wait(until time.Time, _ Conn) error {
+	t := time.NewTimer(time.Until(until))
+	defer t.Stop()
+	select {
+	case <-w.woken:
+		return nil
+	case <-w.shard.engine.ended:
+		return net.ErrClosed
+	case <-t.C:
+		return os.ErrDeadlineExceeded
+	}
+}
+
+// Wake implements [Waiter].
+func (w *goWaiter) Wake(Loop) {
+	select {
+	case w.woken <- struct{}{}:
+	default:
+	}
+}
+
 func (s *shard) Park(key any, other Conn, ttl time.Duration) {
-	c := other.(*goConn)
-	if c.closed.Load() || ttl <= 0 || len(c.pending) > 0 {
-		c.Close()
+	c := baseGo(other)
+	if c.closed.Load() || ttl <= 0 || len(c.pending) > 0 || c.layer != nil && c.layer.Pending() {
+		other.Close()
 		return
 	}
 	c.readUntil.Store(nil)
+	c.parkedAt = time.Now()
 	c.net.SetDeadline(time.Now().Add(ttl))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.parked[key] = append(s.parked[key], c)
-	c.watcher = c.watch(func(*watcher) { s.drop(key, c) })
+	c.watcher = c.watch(func(w *watcher) {
+		if closed := s.engine.Closed; w.ended && closed != nil {
+			closed(key, time.Since(c.parkedAt))
+		}
+		s.drop(key, c)
+	})
 }
 
 // drop closes a parked connection whose peer said something, or whose time is over.
@@ -249,7 +359,7 @@ func (s *shard) Reuse(key any) Conn {
 		s.mu.Unlock()
 		if ended := c.watcher.stop(); !ended && len(c.pending) == 0 {
 			c.net.SetDeadline(time.Time{})
-			return c
+			return c.top()
 		}
 		c.Close()
 	}
@@ -281,6 +391,7 @@ type goConn struct {
 	remote netip.AddrPort
 	client bool
 	idle   bool // under engine.mu
+	served bool // likewise: it was, for more than putting a layer on it
 	closed atomic.Bool
 
 	pending   []byte // read ahead, at most one byte
@@ -288,41 +399,69 @@ type goConn struct {
 	readUntil atomic.Pointer[time.Time] // a reader and whoever interrupts it set it; nil is none
 	watcher   *watcher                  // of a parked connection
 	stopping  atomic.Bool               // the watcher is being stopped
+	layer     Layer                     // what stands for this connection; nil is itself
+	parkedAt  time.Time
+	release   func() // tells the listener's admission; nil is nobody
 }
+
+// baseGo is the socket at the bottom of c.
+func baseGo(c Conn) *goConn { return base(c).(*goConn) }
+
+// top is what stands for the connection.
+func (c *goConn) top() Conn {
+	if c.layer != nil {
+		return c.layer
+	}
+	return c
+}
+
+// SetLayer implements [Conn].
+func (c *goConn) SetLayer(layer Layer) { c.layer = layer }
+
+// SetRemote implements [Conn].
+func (c *goConn) SetRemote(address netip.AddrPort) { c.remote = address }
 
 // serve is the life of a client connection.
 func (c *goConn) serve(h Handler) {
 	e := c.shard.engine
-	defer c.Close()
+	defer func() { c.top().Close() }()
 	defer c.shard.report()
 	for idle := e.FirstByte; idle > 0; {
 		if !c.waitRequest(idle) {
 			return
 		}
 		c.SetDeadline(time.Time{})
+		layer := c.layer
 		if idle = c.handle(h); c.closed.Load() {
 			return
 		}
+		e.mu.Lock()
+		c.served = c.served || c.layer == layer
+		e.mu.Unlock()
 	}
 }
 
 func (c *goConn) handle(h Handler) time.Duration {
 	c.shard.engine.serving.Add(1)
 	defer c.shard.engine.serving.Add(-1)
-	return h.Serve(c)
+	return h.Serve(c.top())
 }
 
 // waitRequest waits until there is something to read.
 func (c *goConn) waitRequest(idle time.Duration) bool {
-	if len(c.pending) > 0 {
+	if len(c.pending) > 0 || c.layer != nil && c.layer.Pending() {
 		return true
 	}
 	e := c.shard.engine
 	e.mu.Lock()
 	c.idle = true
 	c.net.SetReadDeadline(time.Now().Add(idle))
-	if e.closeIdle.Load() {
+	switch {
+	case !e.closeIdle.Load():
+	case c.served:
 		c.net.SetReadDeadline(past)
+	default:
+		c.net.SetReadDeadline(time.Now().Add(min(idle, freshFor)))
 	}
 	e.mu.Unlock()
 	n, _ := c.net.Read(c.one[:])
@@ -376,7 +515,7 @@ func (c *goConn) Read(b []byte) (int, error) {
 
 // ReadWatching implements [Conn].
 func (c *goConn) ReadWatching(b []byte, other Conn) (int, error) {
-	o := other.(*goConn)
+	o := baseGo(other)
 	if len(o.pending) > 0 || len(c.pending) > 0 {
 		return c.Read(b)
 	}
@@ -415,7 +554,27 @@ func (c *goConn) Close() error {
 		e.clients--
 	}
 	e.mu.Unlock()
+	e.sockets.Add(-1)
+	if c.release != nil {
+		c.release()
+	}
 	return c.net.Close()
+}
+
+// tryWrite sends what can be sent soon.
+func (c *goConn) tryWrite(b []byte) {
+	c.net.SetWriteDeadline(time.Now().Add(Tick))
+	c.net.Write(b)
+}
+
+// Unacknowledged implements [Conn].
+func (c *goConn) Unacknowledged() int {
+	if sc, ok := c.net.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil {
+			return unacknowledged(raw)
+		}
+	}
+	return -1
 }
 
 // CloseWrite implements [Conn].

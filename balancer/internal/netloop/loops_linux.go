@@ -7,8 +7,10 @@ import (
 	"iter"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -26,6 +28,7 @@ type loops struct {
 	all []*loop
 	// listening counts listeners, to spread them over the loops that accept for them.
 	listening atomic.Int32
+	sockets   atomic.Int64 // open, those on their way to a loop included
 	closeIdle atomic.Bool
 }
 
@@ -79,9 +82,23 @@ func (e *loops) Connections() (open, serving int) {
 	return open, serving
 }
 
+// full reports whether no more sockets may be opened, but for reserve of them.
+func (e *loops) full(reserve int64) bool {
+	return e.Sockets > 0 && e.sockets.Load() >= int64(e.Sockets)-reserve
+}
+
+// Lag is that of the slowest loop.
+func (e *loops) Lag() time.Duration {
+	var lag int64
+	for _, l := range e.all {
+		lag = max(lag, l.lag.Load())
+	}
+	return time.Duration(lag)
+}
+
 // Listen gives the socket to one of the loops, which accepts for all: each new connection goes to the loop with the
 // fewest, so that the split does not depend on the kernel's hashing.
-func (e *loops) Listen(ln net.Listener, h Handler) (Listener, error) {
+func (e *loops) Listen(ln net.Listener, h Handler, a Admission) (Listener, error) {
 	defer ln.Close()
 	sc, ok := ln.(syscall.Conn)
 	if !ok {
@@ -102,7 +119,7 @@ func (e *loops) Listen(ln net.Listener, h Handler) (Listener, error) {
 		u.SetUnlinkOnClose(false)
 	}
 	l := e.all[int(e.listening.Add(1)-1)%len(e.all)]
-	s := &listener{loop: l, fd: fd, addr: ln.Addr(), handler: h}
+	s := &listener{loop: l, fd: fd, addr: ln.Addr(), handler: h, admission: a}
 	l.post(func() { l.addListener(s) })
 	return s, nil
 }
@@ -113,8 +130,10 @@ type listener struct {
 	fd      int
 	addr    net.Addr
 	handler Handler
-	paused  bool // out of descriptors; looked at again at the next tick
-	closed  atomic.Bool
+	// admission decides who may connect; nil is everybody.
+	admission Admission
+	paused    bool // out of descriptors; looked at again at the next tick
+	closed    atomic.Bool
 }
 
 func (s *listener) Addr() net.Addr { return s.addr }
@@ -147,6 +166,9 @@ type loop struct {
 	listeners []*listener
 	parked    map[any]*parked
 
+	waiters  []*waiter // in Wait, in no order
+	pipes    spares[*pipe]
+	piping   int     // pipes in use
 	ready    []*coro // to be resumed in this round
 	running  *coro
 	coros    spares[*coro]
@@ -155,6 +177,7 @@ type loop struct {
 
 	clients atomic.Int64 // shared: open client connections, those on their way to this loop included
 	serving atomic.Int64 // shared: of those, being served
+	lag     atomic.Int64 // shared: nanoseconds that a busy round takes of late
 	dead    chan struct{}
 
 	mu     sync.Mutex
@@ -190,6 +213,9 @@ func (l *loop) free() {
 func (l *loop) Index() int     { return l.index }
 func (l *loop) Now() time.Time { return l.now }
 
+// Post implements [Loop].
+func (l *loop) Post(fn func()) { l.post(fn) }
+
 // post has fn run on the loop's thread, soon. It may be called from anywhere.
 func (l *loop) post(fn func()) {
 	l.mu.Lock()
@@ -223,9 +249,13 @@ func (l *loop) run() {
 	defer l.shutdown()
 	events := make([]unix.EpollEvent, 256)
 	for !l.stopping {
-		n := l.wait(events)
+		n, busy := l.wait(events)
 		l.now = time.Now()
+		last := l.tick
 		l.tick = max(1, int64(l.now.Sub(l.start)))
+		if busy && l.tick-last > l.lag.Load() {
+			l.lag.Store(l.tick - last)
+		}
 		wake := false
 		for i := range events[:n] {
 			if fd := int(events[i].Fd); fd == l.wakeFD {
@@ -252,14 +282,16 @@ func (l *loop) run() {
 // under load that happens thousands of times a second, and each time the runtime's monitor would come to take the P, which
 // costs several percent of all CPU. The collector does not have to wait for them: it preempts by a signal, which ends the
 // call. The last one goes through the runtime, which then can use the P for others.
-func (l *loop) wait(events []unix.EpollEvent) int {
+//
+// busy says that there were events already: the last round kept them waiting.
+func (l *loop) wait(events []unix.EpollEvent) (n int, busy bool) {
 	for _, milliseconds := range [...]uintptr{0, 1} {
 		n, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), milliseconds, 0, 0)
 		if e != 0 {
-			return 0 // EINTR
+			return 0, false // EINTR
 		}
 		if n > 0 {
-			return int(n)
+			return int(n), milliseconds == 0
 		}
 	}
 	timeout := -1
@@ -268,9 +300,9 @@ func (l *loop) wait(events []unix.EpollEvent) int {
 	}
 	n, err := unix.EpollWait(l.ep, events, timeout)
 	if err != nil {
-		return 0 // EINTR
+		return 0, false // EINTR
 	}
-	return n
+	return n, false
 }
 
 // resume runs the ready coroutines until none is left.
@@ -301,7 +333,14 @@ func (l *loop) shutdown() {
 				again = true
 			}
 		}
+		for _, w := range l.waiters {
+			w.co.wake()
+			again = true
+		}
 		l.resume()
+	}
+	for _, p := range l.pipes.all() {
+		p.close()
 	}
 	for _, co := range l.coros.all() {
 		co.stop()
@@ -318,19 +357,28 @@ func (l *loop) accept(fd int) {
 			continue
 		}
 		for range 128 {
+			if l.engine.full(int64(l.engine.Sockets / 8)) {
+				l.pause(s)
+				return
+			}
 			nfd, sa, err := unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 			switch {
 			case err == nil:
+				remote := addrPort(sa)
+				if s.admission != nil && !s.admission.Admit(remote.Addr()) {
+					unix.Close(nfd)
+					continue
+				}
 				to := l.lightest()
 				to.clients.Add(1)
+				l.engine.sockets.Add(1)
 				if to == l {
-					l.adopt(nfd, sa, s.handler)
+					l.adopt(nfd, remote, s)
 				} else {
-					to.post(func() { to.adopt(nfd, sa, s.handler) })
+					to.post(func() { to.adopt(nfd, remote, s) })
 				}
 			case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
-				s.paused = true
-				unix.EpollCtl(l.ep, unix.EPOLL_CTL_DEL, fd, nil)
+				l.pause(s)
 				return
 			case errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.EINTR):
 			default:
@@ -338,6 +386,12 @@ func (l *loop) accept(fd int) {
 			}
 		}
 	}
+}
+
+// pause stops accepting until the next sweep.
+func (l *loop) pause(s *listener) {
+	s.paused = true
+	unix.EpollCtl(l.ep, unix.EPOLL_CTL_DEL, s.fd, nil)
 }
 
 // lightest is the loop with the fewest clients; this one, if it has no more than another.
@@ -351,29 +405,34 @@ func (l *loop) lightest() *loop {
 	return best
 }
 
-// adopt begins to look after a client connection that is already counted in l.clients.
-func (l *loop) adopt(fd int, sa unix.Sockaddr, h Handler) {
-	if l.stopping {
-		unix.Close(fd)
-		l.clients.Add(-1)
-		return
-	}
+// adopt begins to look after a client connection that is already counted, in l.clients and in sockets.
+func (l *loop) adopt(fd int, remote netip.AddrPort, s *listener) {
 	c, err := l.add(fd)
 	if err != nil {
 		unix.Close(fd)
 		l.clients.Add(-1)
+		l.engine.sockets.Add(-1)
+		if s.admission != nil {
+			s.admission.Release(remote.Addr())
+		}
 		return
 	}
-	c.remote, c.handler = addrPort(sa), h
+	c.remote, c.handler, c.listener, c.peer = remote, s.handler, s, remote.Addr()
 	c.idleUntil = l.tick + int64(l.engine.FirstByte)
+	if l.engine.closeIdle.Load() {
+		c.idleUntil = l.tick + int64(min(l.engine.FirstByte, freshFor))
+	}
 }
 
 // add registers a socket, once and for all: edge-triggered, both directions.
 func (l *loop) add(fd int) (*conn, error) {
+	if l.stopping {
+		return nil, net.ErrClosed
+	}
 	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // fails on unix sockets, which need none
 	const events = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff
 	if err := unix.EpollCtl(l.ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)}); err != nil {
-		return nil, err
+		return nil, os.NewSyscallError("epoll_ctl", err)
 	}
 	for len(l.conns) <= fd {
 		l.conns = append(l.conns, nil)
@@ -396,6 +455,7 @@ func (l *loop) addListener(s *listener) {
 func (l *loop) dropListener(s *listener) {
 	for i, x := range l.listeners {
 		if x == s {
+			l.accept(s.fd)
 			l.listeners = append(l.listeners[:i], l.listeners[i+1:]...)
 			unix.Close(s.fd)
 			return
@@ -406,8 +466,12 @@ func (l *loop) dropListener(s *listener) {
 // dropIdle closes the client connections that wait for a request and have none under way.
 func (l *loop) dropIdle() {
 	for _, c := range l.conns {
-		if c != nil && c.handler != nil && !c.serving && !c.readable {
+		switch {
+		case c == nil || c.handler == nil || c.serving || c.readable:
+		case c.served:
 			c.close()
+		default:
+			c.idleUntil = min(c.idleUntil, l.tick+int64(freshFor))
 		}
 	}
 }
@@ -436,6 +500,14 @@ func (l *loop) sweep() {
 			c.close()
 		}
 	}
+	for _, w := range l.waiters {
+		if l.tick > w.until {
+			w.co.wake()
+		}
+	}
+	if lag := l.lag.Load(); lag > 0 {
+		l.lag.Store(lag * 7 / 8)
+	}
 	if !second {
 		return
 	}
@@ -453,6 +525,9 @@ func (l *loop) sweep() {
 		co.stop()
 	}
 	l.buffers.shrink()
+	for _, p := range l.pipes.shrink() {
+		p.close()
+	}
 }
 
 // coro is a coroutine of a loop: it runs jobs, one after the other, and is spare between them.
@@ -553,6 +628,69 @@ func (co *coro) wake() {
 func (l *loop) park() {
 	co := l.running
 	co.yield(struct{}{})
+}
+
+// waiter implements [Waiter].
+type waiter struct {
+	loop  *loop
+	co    *coro
+	until int64
+	woken atomic.Bool
+}
+
+// NewWaiter implements [Loop].
+func (l *loop) NewWaiter() Waiter { return &waiter{loop: l} }
+
+// Wait implements [Waiter].
+func (w *waiter) Wait(until time.Time, watch Conn) error {
+	l := w.loop
+	var other *conn
+	if watch != nil {
+		other = baseConn(watch)
+	}
+	w.co, w.until = l.running, l.ticks(until)
+	l.waiters = append(l.waiters, w)
+	defer func() {
+		i := slices.Index(l.waiters, w)
+		l.waiters = slices.Delete(l.waiters, i, i+1)
+		w.co = nil
+	}()
+	for {
+		switch {
+		case w.woken.Swap(false):
+			return nil
+		case l.stopping:
+			return net.ErrClosed
+		case other != nil && other.gone():
+			return ErrPeerGone
+		case l.tick > w.until:
+			return os.ErrDeadlineExceeded
+		}
+		if other != nil {
+			other.watcher = l.running
+		}
+		l.park()
+		if other != nil {
+			other.watcher = nil
+		}
+	}
+}
+
+// Wake implements [Waiter].
+func (w *waiter) Wake(from Loop) {
+	if w.woken.Swap(true) {
+		return
+	}
+	resume := func() {
+		if w.co != nil {
+			w.co.wake()
+		}
+	}
+	if from == Loop(w.loop) {
+		resume()
+		return
+	}
+	w.loop.post(resume)
 }
 
 // Buffer implements [Loop].

@@ -2,8 +2,18 @@
 
 package netloop
 
-import "errors"
+import (
+	"errors"
+	"syscall"
+)
 
 const haveEpoll = false
 
 func newLoops(Options) (Engine, error) { return nil, errors.ErrUnsupported }
+
+// Splice returns errors.ErrUnsupported: bytes have to be copied.
+func Splice(dst, src Conn, n int64, watch Conn) (moved int64, rerr, werr error) {
+	return 0, errors.ErrUnsupported, nil
+}
+
+func unacknowledged(syscall.RawConn) int { return -1 }

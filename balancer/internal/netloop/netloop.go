@@ -16,7 +16,7 @@
 // # When things go wrong
 //
 // A panic in a handler is reported to [Options.Panic] and closes that connection only. Running out of file descriptors
-// pauses accepting for a tenth of a second at a time. Deadlines are enforced by a sweep every [Tick], so they are late by
+// pauses accepting until the next [Tick], as does reaching [Options.Sockets]. Deadlines are enforced by a sweep every [Tick], so they are late by
 // up to that much; a deadline that is in the past when an operation begins is noticed at once.
 package netloop
 
@@ -39,6 +39,10 @@ const (
 // Tick is how often deadlines are looked at.
 const Tick = 50 * time.Millisecond
 
+// freshFor is how long a connection that has not brought its first request yet is kept by [Engine.CloseIdle]: its client
+// may be sending it.
+const freshFor = time.Second
+
 // BufferSize is the length of the buffers that [Loop.Buffer] lends.
 const BufferSize = 16 << 10
 
@@ -53,6 +57,10 @@ type Conn interface {
 	Loop() Loop
 	// Remote is the peer's address; for a unix socket it is the zero value.
 	Remote() netip.AddrPort
+	// SetRemote replaces it, by what a trusted peer says of the client it speaks for.
+	SetRemote(address netip.AddrPort)
+	// SetLayer makes layer, a connection on top of this one, stand for it from now on: handlers and Reuse get layer.
+	SetLayer(layer Layer)
 	// ReadWatching reads like Read, but returns ErrPeerGone when the peer of other (a connection of the same loop
 	// that nobody reads) closes or resets while this one has nothing to read. Bytes that other's peer has sent
 	// before closing count as it being there: they are a request that was pipelined.
@@ -64,9 +72,34 @@ type Conn interface {
 	CloseWrite() error
 	// Abort closes with a reset, so that the peer cannot take what it got for complete.
 	Abort()
+	// Unacknowledged is how many of the bytes written the peer's kernel has not acknowledged; -1 when that is unknown.
+	Unacknowledged() int
 	// Detach takes the connection off its loop and returns it as an ordinary net.Conn, to be used by goroutines.
 	// The Conn is closed; nothing of what was read from it is given back.
 	Detach() (net.Conn, error)
+}
+
+// Layer is a connection on top of another one of the same loop.
+type Layer interface {
+	Conn
+	// Below is the connection it is on.
+	Below() Conn
+	// Pending reports whether there may be something to read that was taken from the connection below already.
+	Pending() bool
+	// Least is the number of bytes below that the shortest message of the peer takes: fewer before the end of its stream
+	// only say that it leaves.
+	Least() int
+}
+
+// base is the connection at the bottom of c.
+func base(c Conn) Conn {
+	for {
+		l, ok := c.(Layer)
+		if !ok {
+			return c
+		}
+		c = l.Below()
+	}
 }
 
 // Loop is what code on a loop may ask of it.
@@ -79,11 +112,17 @@ type Loop interface {
 	Go(fn func()) Task
 	// Dial opens a TCP connection to address, which must be answered within timeout.
 	Dial(address netip.AddrPort, timeout time.Duration) (Conn, error)
+	// DialUnix opens a connection to the unix socket at path.
+	DialUnix(path string, timeout time.Duration) (Conn, error)
 	// Park keeps an open connection for [Loop.Reuse] under key for at most ttl. If the peer sends anything or closes
 	// meanwhile, the connection is closed.
 	Park(key any, c Conn, ttl time.Duration)
 	// Reuse takes the connection parked last under key, or nil.
 	Reuse(key any) Conn
+	// Post has fn run on this loop, soon. It may be called from anywhere.
+	Post(fn func())
+	// NewWaiter makes a place where code of this loop can wait to be woken.
+	NewWaiter() Waiter
 	// Buffer lends a buffer of BufferSize bytes; Free takes it back.
 	Buffer() []byte
 	// Free takes back a buffer from Buffer. The caller must not use it any more.
@@ -94,6 +133,23 @@ type Loop interface {
 type Task interface {
 	// Wait returns when the function has ended. One waiter at most.
 	Wait()
+}
+
+// Waiter is a place to wait, for one at a time. It can be used again after Wait has returned.
+type Waiter interface {
+	// Wait waits for Wake. It returns nil when woken, os.ErrDeadlineExceeded after until, ErrPeerGone when the peer of
+	// watch has gone, net.ErrClosed when the loop ends. A Wake before it is not lost.
+	Wait(until time.Time, watch Conn) error
+	// Wake ends a Wait. It may be called from anywhere; from is the loop the caller runs on, or nil.
+	Wake(from Loop)
+}
+
+// Admission decides who may connect. Its methods may be called from any goroutine.
+type Admission interface {
+	// Admit is asked once for each connection; the address is the zero value for a unix socket.
+	Admit(remote netip.Addr) bool
+	// Release is told when an admitted connection has ended.
+	Release(remote netip.Addr)
 }
 
 // Handler serves client connections.
@@ -107,7 +163,7 @@ type Handler interface {
 type Listener interface {
 	// Addr is the bound address.
 	Addr() net.Addr
-	// Close stops accepting. Connections that were accepted go on.
+	// Close stops accepting, after what waits in the kernel's queue was accepted. Connections go on.
 	Close() error
 }
 
@@ -119,6 +175,11 @@ type Options struct {
 	Loops int
 	// FirstByte is how long a new connection may stay silent; zero is 10 s.
 	FirstByte time.Duration
+	// Sockets is how many sockets may be open, clients and upstreams together; zero is no bound. Accepting pauses a little
+	// before, so that there is always room to dial.
+	Sockets int
+	// Closed is told, on the loop, that the peer has closed a connection parked under key after so long; nil is nobody.
+	Closed func(key any, idle time.Duration)
 	// Stale reports whether connections parked under key are not worth keeping any more. It is asked now and then,
 	// on the loop; nil is never.
 	Stale func(key any) bool
@@ -130,13 +191,16 @@ type Options struct {
 type Engine interface {
 	// Run runs the loops until ctx ends, then closes every connection and returns nil.
 	Run(ctx context.Context) error
-	// Listen serves the connections of ln, which the engine takes over: it closes it even when it returns an error.
-	Listen(ln net.Listener, h Handler) (Listener, error)
+	// Listen serves the connections of ln that a admits; nil admits all. The engine takes ln over: it closes it even when
+	// it returns an error.
+	Listen(ln net.Listener, h Handler, a Admission) (Listener, error)
 	// CloseIdle closes the client connections on which nothing is in progress, now and, until Run ends, as soon as
-	// they become idle.
+	// they become idle. Those that were never served get a little longer.
 	CloseIdle()
 	// Connections is the number of open client connections, and how many of them are being served.
 	Connections() (open, serving int)
+	// Lag is how long what is ready has to wait for its loop at present, at most.
+	Lag() time.Duration
 	// Name is Loops or Goroutines.
 	Name() string
 }

@@ -70,7 +70,7 @@ func start(t *testing.T, o Options, h handlerFunc) *rig {
 	go func() { r.Run(ctx); close(ended) }()
 	r.stop = sync.OnceFunc(func() { cancel(); <-ended })
 	t.Cleanup(r.stop)
-	if r.listener, err = r.Listen(ln, h); err != nil {
+	if r.listener, err = r.Listen(ln, h, nil); err != nil {
 		t.Fatal(err)
 	}
 	return r
