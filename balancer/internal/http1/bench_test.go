@@ -14,7 +14,7 @@ func BenchmarkRequest(b *testing.B) {
 	var r Request
 	head := []byte(sampleRequest)
 	out := make([]byte, 0, 4096)
-	hop := Hop{Client: netip.MustParseAddr("10.1.2.3"), Via: "rota"}
+	hop := Hop{Peer: netip.MustParseAddr("10.1.2.3"), Proto: "http", Via: "rota"}
 	b.ReportAllocs()
 	for b.Loop() {
 		var s Scanner
@@ -42,6 +42,6 @@ func BenchmarkResponse(b *testing.B) {
 		if err := r.Parse(head, false); err != nil {
 			b.Fatal(err)
 		}
-		out = AppendResponse(out[:0], &r, AsIs, 1, true)
+		out = AppendResponse(out[:0], &r, AsIs, 1, true, new(Edit))
 	}
 }

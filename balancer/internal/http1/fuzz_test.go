@@ -47,7 +47,7 @@ func FuzzRequest(f *testing.F) {
 	for _, s := range requestSeeds {
 		f.Add([]byte(s))
 	}
-	hop := Hop{Client: netip.MustParseAddr("192.0.2.1"), Via: "rota"}
+	hop := Hop{Peer: netip.MustParseAddr("192.0.2.1"), Proto: "http", Via: "rota"}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, _, err := parse(data)
 		if err != nil {
@@ -176,7 +176,7 @@ func FuzzResponse(f *testing.F) {
 		if r.Chunked || r.UntilClose {
 			framing = AsChunks
 		}
-		out := AppendResponse(nil, &r, framing, 1, true)
+		out := AppendResponse(nil, &r, framing, 1, true, new(Edit))
 		var again Response
 		var s2 Scanner
 		if m, err := s2.Scan(out); m != len(out) || err != nil {
@@ -291,12 +291,12 @@ func TestNoAllocations(t *testing.T) {
 	var req Request
 	var resp Response
 	request, response, out := []byte(sampleRequest), []byte(sampleResponse), make([]byte, 0, 4096)
-	hop := Hop{Client: netip.MustParseAddr("2001:db8::1"), Via: "rota"}
+	hop := Hop{Peer: netip.MustParseAddr("2001:db8::1"), Proto: "http", Via: "rota"}
 	n := testing.AllocsPerRun(100, func() {
 		if req.Parse(request) != nil || resp.Parse(response, false) != nil {
 			t.Error("refused")
 		}
-		out = AppendResponse(AppendRequest(out[:0], &req, &hop), &resp, AsIs, 1, true)
+		out = AppendResponse(AppendRequest(out[:0], &req, &hop), &resp, AsIs, 1, true, new(Edit))
 	})
 	if n != 0 {
 		t.Errorf("%v allocations", n)
@@ -317,10 +317,10 @@ func TestErrorStatus(t *testing.T) {
 func TestClassify(t *testing.T) {
 	for name, want := range map[string]Kind{
 		"host": kindHost, "content-length": kindContentLength, "transfer-encoding": kindTransferEncoding, "connection": kindConnection,
-		"expect": kindExpect, "te": kindTE, "via": kindVia, "keep-alive": kindHop, "proxy-connection": kindHop, "upgrade": kindHop,
+		"expect": kindExpect, "te": kindTE, "via": kindVia, "keep-alive": kindHop, "proxy-connection": kindHop, "upgrade": kindUpgrade,
 		"http2-settings": kindHop, "proxy-authorization": kindHop, "proxy": kindHop, "trailer": kindHop, "forwarded": kindForwarded,
 		"x-real-ip": kindForwarded, "x-original-url": kindForwarded, "x-rewrite-url": kindForwarded, "x-client-cert": kindForwarded,
-		"x-forwarded-for": kindForwarded, "x-forwarded-anything-at-all": kindForwarded, "x-forwarded": other, "cookie": other, "x-a": other,
+		"x-forwarded-for": kindOrigin, "x-forwarded-host": kindOrigin, "x-forwarded-proto": kindOrigin, "x-client-cert-subject": kindForwarded, "x-forwarded-anything-at-all": kindForwarded, "x-forwarded": other, "cookie": other, "x-a": other,
 	} {
 		for _, n := range []string{name, strings.ToUpper(name), strings.ReplaceAll(name, "-", "_")} {
 			if got, underscored := classify([]byte(n)); got != want || underscored != (strings.Contains(n, "_") && (want != other || len(n) <= longestKnown && underscored)) {

@@ -80,8 +80,10 @@ const (
 	kindExpect
 	kindHop       // hop-by-hop whatever Connection says
 	kindTE        // hop-by-hop, but "trailers" is passed on
-	kindForwarded // says where a request came from: ours to set
+	kindForwarded // says where a request came from: passed on for those we trust only
+	kindOrigin    // likewise, and set by us
 	kindVia
+	kindUpgrade
 )
 
 // kindOf classifies a lower-case name.
@@ -101,10 +103,14 @@ func kindOf(name []byte) Kind {
 		return kindTE
 	case "via":
 		return kindVia
-	case "keep-alive", "proxy-connection", "upgrade", "http2-settings", "proxy-authorization", "proxy", "trailer":
+	case "upgrade":
+		return kindUpgrade
+	case "keep-alive", "proxy-connection", "http2-settings", "proxy-authorization", "proxy", "trailer":
 		return kindHop
 	case "forwarded", "x-real-ip", "x-original-url", "x-rewrite-url", "x-client-cert":
 		return kindForwarded
+	case "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto":
+		return kindOrigin
 	}
 	return other
 }
@@ -117,14 +123,18 @@ var lengths = func() (m [longestKnown + 1]uint32) {
 	for _, name := range []string{
 		"host", "content-length", "transfer-encoding", "connection", "expect", "te", "via", "keep-alive", "proxy-connection",
 		"upgrade", "http2-settings", "proxy-authorization", "proxy", "trailer", "forwarded", "x-real-ip", "x-original-url",
-		"x-rewrite-url", "x-client-cert",
+		"x-rewrite-url", "x-client-cert", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto",
 	} {
 		m[len(name)] |= 1 << (name[0] & 0x1f)
 	}
 	return m
 }()
 
-const forwardedPrefix = "x-forwarded-"
+// Whatever begins with these is kindForwarded, if it is nothing else.
+const (
+	forwardedPrefix = "x-forwarded-"
+	certPrefix      = "x-client-cert-"
+)
 
 // classify returns the kind of a field name and whether it is written with underscores. A name with underscores is
 // classified as if they were hyphens, because many servers do not tell the two apart.
@@ -143,13 +153,15 @@ func classify(name []byte) (k Kind, underscored bool) {
 			buf[i], underscored = '-', true
 		}
 	}
-	if x && string(buf[:len(forwardedPrefix)]) == forwardedPrefix {
+	if len(name) <= longestKnown {
+		if k = kindOf(buf[:n]); k != other {
+			return k, underscored
+		}
+	}
+	if x && (string(buf[:len(forwardedPrefix)]) == forwardedPrefix || string(buf[:len(certPrefix)]) == certPrefix) {
 		return kindForwarded, underscored
 	}
-	if len(name) > longestKnown {
-		return other, false
-	}
-	return kindOf(buf[:n]), underscored
+	return other, false
 }
 
 // Scanner finds the end of a head in bytes that arrive piece by piece, each looked at once. The zero value is ready.
@@ -280,4 +292,16 @@ func parseLength(v []byte) (int64, bool) {
 		n = n*10 + int64(c-'0')
 	}
 	return n, true
+}
+
+// value returns the value of the n-th field of that lower-case name.
+func value(fields []Field, name string, n int) ([]byte, bool) {
+	for i := range fields {
+		if f := &fields[i]; len(f.Name) == len(name) && EqualFold(f.Name, name) {
+			if n--; n < 0 {
+				return f.Value, true
+			}
+		}
+	}
+	return nil, false
 }

@@ -23,6 +23,9 @@ type Request struct {
 	KeepAlive bool
 	// Continue says that the client waits for 100 (Continue) before sending the body.
 	Continue bool
+	// Upgrade is the protocol, lower-case, that the client would like to go on with (RFC 9110 §7.8); empty when it asks for
+	// none, for several, or in a request that has a body or cannot be upgraded.
+	Upgrade []byte
 	// EncodedSlash says that Path holds %2F or %5C, which servers read in different ways.
 	EncodedSlash bool
 
@@ -45,9 +48,13 @@ func (r *Request) Retryable() bool {
 // IsHead reports whether the response has no body whatever its fields say.
 func (r *Request) IsHead() bool { return string(r.Method) == "HEAD" }
 
+// Reset makes the request empty. It holds nothing of a head any more.
+func (r *Request) Reset() { *r = Request{path: r.path, Fields: r.Fields[:0]} }
+
 // Parse reads a head that [Scanner.Scan] has found complete. head may be changed: the host is made lower-case.
 func (r *Request) Parse(head []byte) *Error {
-	*r = Request{head: head, path: r.path, Fields: r.Fields[:0]}
+	r.Reset()
+	r.head = head
 	eol := indexByte(head, '\n')
 	if eol < 1 {
 		return ErrLineEnd
@@ -158,8 +165,8 @@ func checkQuery(q []byte) *Error {
 
 // fields reads the fields that decide on host, framing and connection.
 func (r *Request) fields(authority []byte) *Error {
-	var host, te []byte
-	hosts, lengths, tes := 0, 0, 0
+	var host, te, upgrade []byte
+	hosts, lengths, tes, upgrades := 0, 0, 0, 0
 	closing, keep := false, false
 	for i := range r.Fields {
 		f := &r.Fields[i]
@@ -183,6 +190,9 @@ func (r *Request) fields(authority []byte) *Error {
 				return err
 			}
 			closing, keep, r.names = closing || c, keep || k, r.names || names
+		case kindUpgrade:
+			upgrade = f.Value
+			upgrades++
 		case kindExpect:
 			if !EqualFold(f.Value, "100-continue") {
 				return ErrExpect
@@ -208,6 +218,10 @@ func (r *Request) fields(authority []byte) *Error {
 	}
 	r.hasLength = lengths == 1
 	r.KeepAlive = !closing && (r.Minor == 1 || keep)
+	if upgrades == 1 && r.Minor == 1 && r.Length == 0 && string(r.Method) == "GET" && isToken(upgrade) && named(r.Fields, upgradeName) {
+		lower(upgrade)
+		r.Upgrade = upgrade
+	}
 	if hosts > 1 || hosts == 0 && r.Minor == 1 {
 		return ErrHost
 	}
@@ -222,12 +236,13 @@ func (r *Request) fields(authority []byte) *Error {
 	return r.host(host)
 }
 
+var upgradeName = []byte("upgrade")
+
 // UserAgent is the value of the User-Agent field, or nil.
 func (r *Request) UserAgent() []byte {
-	for i := range r.Fields {
-		if f := &r.Fields[i]; len(f.Name) == 10 && EqualFold(f.Name, "user-agent") {
-			return f.Value
-		}
-	}
-	return nil
+	v, _ := r.Value("user-agent", 0)
+	return v
 }
+
+// Value returns the value of the n-th field, counted from 0, of that lower-case name.
+func (r *Request) Value(name string, n int) ([]byte, bool) { return value(r.Fields, name, n) }

@@ -13,6 +13,8 @@ type Response struct {
 	UntilClose bool
 	// KeepAlive says that the upstream connection can be used again after the body.
 	KeepAlive bool
+	// Upgrade is the protocol, as the upstream writes it, that a 101 switches to; empty when it names none or several.
+	Upgrade []byte
 	// HasLength says that there was a Content-Length; for HEAD and 304 it is kept though there is no body.
 	HasLength bool
 
@@ -52,8 +54,11 @@ func (r *Response) Parse(b []byte, head bool) *Error {
 	return r.framing(head)
 }
 
+// Value returns the value of the n-th field, counted from 0, of that lower-case name.
+func (r *Response) Value(name string, n int) ([]byte, bool) { return value(r.Fields, name, n) }
+
 func (r *Response) framing(head bool) *Error {
-	lengths, tes := 0, 0
+	lengths, tes, upgrades := 0, 0, 0
 	closing, keep := false, false
 	for i := range r.Fields {
 		f := &r.Fields[i]
@@ -73,6 +78,9 @@ func (r *Response) framing(head bool) *Error {
 				return ErrResponseFrame
 			}
 			tes++
+		case kindUpgrade:
+			r.Upgrade = f.Value
+			upgrades++
 		case kindConnection:
 			c, k, names, err := connection(f.Value)
 			if err != nil {
@@ -80,6 +88,12 @@ func (r *Response) framing(head bool) *Error {
 			}
 			closing, keep, r.names = closing || c, keep || k, r.names || names
 		}
+	}
+	if r.Status == 101 && lengths+tes > 0 {
+		return ErrResponseFrame
+	}
+	if upgrades != 1 || !named(r.Fields, upgradeName) {
+		r.Upgrade = nil
 	}
 	if lengths > 1 || tes > 1 || lengths+tes > 1 {
 		return ErrResponseFrame

@@ -2,16 +2,37 @@ package http1
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 )
 
-// Hop is what we say about the connection a request came by.
+// Hop is what we say about the way a request came by, and what a route changes in it.
 type Hop struct {
-	Client netip.Addr // the invalid Addr, of a unix socket, is written as "unknown"
-	TLS    bool
-	Via    string // pseudonym for the Via field
-	// Strip is the length of the path prefix that is not forwarded.
-	Strip int
+	// Peer is the address the request came from; the invalid Addr, of a unix socket, is written as "unknown".
+	Peer netip.Addr
+	// Trusted says that what the peer tells about the way before it is passed on; else it is dropped.
+	Trusted bool
+	// Proto is http or https, Host and Port what the client asked for; told as X-Forwarded-Proto and -Host.
+	Proto      string
+	Host, Port []byte
+	Via        string // pseudonym for the Via field
+	// Strip is the length of the path prefix that is not forwarded; Prefix, which has no slash at its end, takes its place.
+	Strip  int
+	Prefix string
+	// ID is the value of the field IDName, if that is not empty; IDLower is the name in lower case.
+	IDName, IDLower string
+	ID              []byte
+	// Subject is that of the client's certificate; empty is none.
+	Subject []byte
+	// Upgrade is the protocol to ask for; empty is none.
+	Upgrade []byte
+	Edit    Edit
+}
+
+// Edit changes fields that are passed on. The zero value changes nothing.
+type Edit struct {
+	Remove []string // lower-case names
+	Add    []byte   // whole lines with their CRLF
 }
 
 // AppendRequest appends the head to be sent upstream: our request line and Host, the client's fields without those that
@@ -19,11 +40,12 @@ type Hop struct {
 func AppendRequest(out []byte, r *Request, hop *Hop) []byte {
 	out = append(out, r.Method...)
 	out = append(out, ' ')
+	out = append(out, hop.Prefix...)
 	path := r.Path[hop.Strip:]
 	for hop.Strip > 0 && len(path) > 1 && path[0] == '/' && path[1] == '/' {
 		path = path[1:] // "//host" would be a reference to another host
 	}
-	if len(path) == 0 || path[0] != '/' && path[0] != '*' {
+	if len(path) == 0 && hop.Prefix == "" || len(path) > 0 && path[0] != '/' && path[0] != '*' {
 		out = append(out, '/')
 	}
 	out = append(out, path...)
@@ -32,7 +54,7 @@ func AppendRequest(out []byte, r *Request, hop *Hop) []byte {
 	out = append(out, r.Host...)
 	out = append(out, r.Port...)
 	out = append(out, "\r\n"...)
-	out = appendFields(out, r.head, r.Fields, r.names, true)
+	out = appendFields(out, r.head, r.Fields, r.names, hop, hop.Edit.Remove)
 	switch {
 	case r.Chunked:
 		out = append(out, "Transfer-Encoding: chunked\r\n"...)
@@ -44,23 +66,50 @@ func AppendRequest(out []byte, r *Request, hop *Hop) []byte {
 	if r.Continue && (r.Chunked || r.Length > 0) {
 		out = append(out, "Expect: 100-continue\r\n"...)
 	}
+	if len(hop.Upgrade) > 0 {
+		out = append(out, "Connection: Upgrade\r\nUpgrade: "...)
+		out = append(out, hop.Upgrade...)
+		out = append(out, "\r\n"...)
+	}
 	out = append(out, "X-Forwarded-For: "...)
-	if hop.Client.IsValid() {
-		out = hop.Client.AppendTo(out)
+	if hop.Trusted {
+		for n := 0; ; n++ {
+			chain, ok := r.Value("x-forwarded-for", n)
+			if !ok {
+				break
+			}
+			if len(chain) > 0 {
+				out = append(out, chain...)
+				out = append(out, ", "...)
+			}
+		}
+	}
+	if hop.Peer.IsValid() {
+		out = hop.Peer.AppendTo(out)
 	} else {
 		out = append(out, "unknown"...)
 	}
-	if hop.TLS {
-		out = append(out, "\r\nX-Forwarded-Proto: https\r\n"...)
-	} else {
-		out = append(out, "\r\nX-Forwarded-Proto: http\r\n"...)
-	}
-	if len(r.Host) > 0 {
+	out = append(out, "\r\nX-Forwarded-Proto: "...)
+	out = append(out, hop.Proto...)
+	out = append(out, "\r\n"...)
+	if len(hop.Host) > 0 {
 		out = append(out, "X-Forwarded-Host: "...)
-		out = append(out, r.Host...)
-		out = append(out, r.Port...)
+		out = append(out, hop.Host...)
+		out = append(out, hop.Port...)
 		out = append(out, "\r\n"...)
 	}
+	if hop.IDName != "" {
+		out = append(out, hop.IDName...)
+		out = append(out, ": "...)
+		out = append(out, hop.ID...)
+		out = append(out, "\r\n"...)
+	}
+	if len(hop.Subject) > 0 {
+		out = append(out, "X-Client-Cert-Subject: "...)
+		out = append(out, hop.Subject...)
+		out = append(out, "\r\n"...)
+	}
+	out = append(out, hop.Edit.Add...)
 	if r.Minor == 0 {
 		out = append(out, "Via: 1.0 "...)
 	} else {
@@ -81,13 +130,13 @@ const (
 )
 
 // AppendResponse appends the head to be sent to the client. minor is the client's version; keep says that the connection
-// stays open after the body.
-func AppendResponse(out []byte, r *Response, body Body, minor int, keep bool) []byte {
+// stays open after the body. A 101 announces r.Upgrade.
+func AppendResponse(out []byte, r *Response, body Body, minor int, keep bool, edit *Edit) []byte {
 	out = append(out, "HTTP/1.1 "...)
 	out = append(out, byte('0'+r.Status/100), byte('0'+r.Status/10%10), byte('0'+r.Status%10), ' ')
 	out = append(out, r.Reason...)
 	out = append(out, "\r\n"...)
-	out = appendFields(out, r.head, r.Fields, r.names, false)
+	out = appendFields(out, r.head, r.Fields, r.names, nil, edit.Remove)
 	switch {
 	case body == AsChunks:
 		out = append(out, "Transfer-Encoding: chunked\r\n"...)
@@ -96,7 +145,12 @@ func AppendResponse(out []byte, r *Response, body Body, minor int, keep bool) []
 		out = append(out, r.length...)
 		out = append(out, "\r\n"...)
 	}
+	out = append(out, edit.Add...)
 	switch {
+	case r.Status == 101:
+		out = append(out, "Connection: Upgrade\r\nUpgrade: "...)
+		out = append(out, r.Upgrade...)
+		out = append(out, "\r\n"...)
 	case r.Status < 200:
 	case !keep:
 		out = append(out, "Connection: close\r\n"...)
@@ -106,8 +160,8 @@ func AppendResponse(out []byte, r *Response, body Body, minor int, keep bool) []
 	return append(out, "\r\n"...)
 }
 
-// appendFields appends the lines that are passed on, in runs that are as long as possible.
-func appendFields(out, head []byte, fields []Field, names, request bool) []byte {
+// appendFields appends the lines that are passed on, in runs that are as long as possible. hop is nil for a response.
+func appendFields(out, head []byte, fields []Field, names bool, hop *Hop, remove []string) []byte {
 	from, to := 0, 0
 	for i := range fields {
 		f := &fields[i]
@@ -117,13 +171,16 @@ func appendFields(out, head []byte, fields []Field, names, request bool) []byte 
 		case kindTE:
 			keep = EqualFold(f.Value, "trailers")
 		case kindForwarded:
-			keep = !request
+			keep = hop == nil || hop.Trusted
+		case kindOrigin:
+			keep = hop == nil
 		case kindHop:
-			keep = !request && EqualFold(f.Name, "trailer")
+			keep = hop == nil && EqualFold(f.Name, "trailer")
 		default:
 			keep = false
 		}
-		if !keep || names && named(fields, f.Name) {
+		if !keep || names && named(fields, f.Name) || remove != nil && removed(remove, f.Name) ||
+			hop != nil && len(f.Name) == len(hop.IDLower) && EqualFold(f.Name, hop.IDLower) {
 			continue
 		}
 		if f.start != to {
@@ -133,4 +190,9 @@ func appendFields(out, head []byte, fields []Field, names, request bool) []byte 
 		to = f.end
 	}
 	return append(out, head[from:to]...)
+}
+
+// removed reports whether a name is on a list.
+func removed(list []string, name []byte) bool {
+	return slices.ContainsFunc(list, func(s string) bool { return EqualFold(name, s) })
 }
