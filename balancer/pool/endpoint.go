@@ -11,6 +11,7 @@ import (
 type Key struct {
 	Service, ID, Incarnation string
 	Address                  netip.AddrPort
+	Socket                   string // path of a unix socket, instead of Address
 }
 
 // Endpoint is one live address with its counters. It outlives the pools that point to it. All methods may be called
@@ -19,14 +20,22 @@ type Endpoint struct {
 	Key
 	// Name is Address as text: the label "upstream" of metrics and logs.
 	Name string
+	// Protocol is http or https where the instance says so; empty is that of [Settings].
+	Protocol string
+	// IdleTimeout is when the instance closes idle connections, if it says so. Zero is that of [Settings].
+	IdleTimeout time.Duration
 
 	inFlight atomic.Int64
+	idle     idle
 	retired  atomic.Bool
 	stats    atomic.Pointer[Stats]
 }
 
 // NewEndpoint makes an endpoint with zero counters.
 func NewEndpoint(key Key) *Endpoint {
+	if key.Socket != "" {
+		return &Endpoint{Key: key, Name: "unix:" + key.Socket}
+	}
 	return &Endpoint{Key: key, Name: key.Address.String()}
 }
 
@@ -41,6 +50,15 @@ func NewEndpointNamed(key Key, name string) *Endpoint {
 
 // Take counts an exchange in. Every Take is followed by one Release.
 func (e *Endpoint) Take() { e.inFlight.Add(1) }
+
+// TryTake counts an exchange in unless limit of them are in flight. Zero is no limit.
+func (e *Endpoint) TryTake(limit int) bool {
+	if n := e.inFlight.Add(1); limit > 0 && n > int64(limit) {
+		e.inFlight.Add(-1)
+		return false
+	}
+	return true
+}
 
 // Release counts an exchange out.
 func (e *Endpoint) Release() { e.inFlight.Add(-1) }
@@ -77,6 +95,7 @@ type Service struct {
 
 	cursor   atomic.Uint64
 	inFlight atomic.Int64
+	budget   budget
 	stats    atomic.Pointer[Stats]
 	codes    atomic.Pointer[codes]
 }

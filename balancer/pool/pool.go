@@ -16,6 +16,8 @@ type Pool struct {
 	Service *Service
 	Policy  string
 	Weights []Member // all members, those of weight zero included; read-only
+	// Settings may be set before the pool is used; nil is the zero value.
+	Settings *Settings
 
 	members []Member // weight > 0
 	picker  picker
@@ -51,6 +53,19 @@ func New(service *Service, policy string, members []Member) (*Pool, error) {
 
 // Len is the number of endpoints that may be picked.
 func (p *Pool) Len() int { return len(p.members) }
+
+// WithRoom returns the endpoint with the fewest exchanges in flight, if they are fewer than limit, else nil. Endpoints in
+// tried are not looked at.
+func (p *Pool) WithRoom(limit int, tried ...*Endpoint) *Endpoint {
+	var best *Endpoint
+	least := limit
+	for i := range p.members {
+		if e := p.members[i].Endpoint; e.InFlight() < least && !slices.Contains(tried, e) {
+			best, least = e, e.InFlight()
+		}
+	}
+	return best
+}
 
 // Pick chooses an endpoint that is not among tried, or nil when there is none. It does not count the exchange in:
 // the caller calls [Endpoint.Take].

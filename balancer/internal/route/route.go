@@ -5,9 +5,10 @@
 // Tables share what did not change: replacing the pool of one service copies a few pointers, whatever the number of
 // services and routes.
 //
-// Most specific wins: higher priority, then exact host over wildcard over any, then exact path over longer prefix. What
-// is still equal is a [Conflict]: the older route wins (file before etcd, then by create revision, then by name), and the
-// loser is kept and listed.
+// Most specific wins: higher priority, then exact host over wildcard over any, then exact path over longer prefix over
+// regular expression over none, then more conditions over fewer. A route whose conditions do not hold is passed over. What
+// is still equal goes to the older route (file before etcd, then by create revision, then by name); if the younger one
+// could never match, the two are a [Conflict], and the loser is kept and listed.
 package route
 
 import (
@@ -38,16 +39,19 @@ type Route struct {
 	Host    string // exact, "*.example.com", or empty for any; lower-case, without port
 	Path    string // with Exact the whole path, else a prefix of whole segments without trailing slash; empty is any
 	Exact   bool
-	Service string
+	Service string // empty with Split or Rules.Redirect
 	// Strip says that the matched prefix is not forwarded.
 	Strip    bool
 	Priority int
-	// Timeout limits the wait for the response head; zero means the default.
+	// Timeout limits the wait for the response head over all attempts; zero is no limit.
 	Timeout time.Duration
 	// Order is the age among routes of one source: position in the file, or create revision.
 	Order int64
+	// Rules are what the route asks for beyond that; nil for most routes.
+	Rules *Rules
 
 	slot int
+	next *Route // of the same host and path, later by precedence
 }
 
 // Prefix is the number of bytes of the path that Strip removes.
@@ -80,17 +84,25 @@ type level struct {
 
 // paths are the routes of one host.
 type paths struct {
-	exact   map[string]*Route
-	prefix  map[string]*Route
-	longest int // of the prefixes
+	exact    map[string]*Route
+	prefix   map[string]*Route // "" is any path
+	longest  int               // of the prefixes
+	patterns []*Route
 }
 
-// NewRouter builds a router. slot gives the number of a service in the table.
-func NewRouter(routes []Route, slot func(service string) int) *Router {
+// NewRouter builds a router. slot gives the number in the table of a service, or of a subset of its instances; a service
+// without a name has none.
+func NewRouter(routes []Route, slot func(service string, s Subset) int) *Router {
 	sorted := make([]*Route, len(routes))
 	for i := range routes {
 		r := routes[i]
-		r.slot = slot(r.Service)
+		r.slot = -1
+		if r.Service != "" {
+			r.slot = slot(r.Service, Subset{})
+		}
+		if r.Rules != nil {
+			r.Rules = r.Rules.placed(slot)
+		}
 		sorted[i] = &r
 	}
 	slices.SortStableFunc(sorted, precedence)
@@ -118,6 +130,7 @@ func precedence(a, b *Route) int {
 		pathClass(a)-pathClass(b),
 		-cmp.Compare(len(a.Path), len(b.Path)),
 		strings.Compare(a.Path, b.Path),
+		-cmp.Compare(len(a.conditions()), len(b.conditions())),
 		cmp.Compare(a.Source, b.Source),
 		cmp.Compare(a.Order, b.Order),
 		strings.Compare(a.Name, b.Name),
@@ -135,13 +148,18 @@ func hostClass(h string) int {
 }
 
 func pathClass(r *Route) int {
-	if r.Exact {
+	switch {
+	case r.Exact:
 		return 0
+	case r.Path != "":
+		return 1
+	case r.pattern() != nil:
+		return 2
 	}
-	return 1
+	return 3
 }
 
-// add puts a route where it belongs, or returns the one that is there already.
+// add puts a route behind those of the same host and path, or returns the one that takes all its requests.
 func (l *level) add(r *Route) (winner *Route) {
 	var p *paths
 	switch hostClass(r.Host) {
@@ -155,16 +173,32 @@ func (l *level) add(r *Route) (winner *Route) {
 		}
 		p = l.any
 	}
+	if r.pattern() != nil {
+		for _, w := range p.patterns {
+			if w.pattern().String() == r.pattern().String() && w.covers(r) {
+				return w
+			}
+		}
+		p.patterns = append(p.patterns, r)
+		return nil
+	}
 	m := p.prefix
 	if r.Exact {
 		m = p.exact
 	} else {
 		p.longest = max(p.longest, len(r.Path))
 	}
-	if w := m[r.Path]; w != nil {
-		return w
+	var last *Route
+	for w := m[r.Path]; w != nil; last, w = w, w.next {
+		if w.covers(r) {
+			return w
+		}
 	}
-	m[r.Path] = r
+	if last == nil {
+		m[r.Path] = r
+	} else {
+		last.next = r
+	}
 	return nil
 }
 
@@ -179,29 +213,29 @@ func hostPaths(m map[string]*paths, host string) *paths {
 	return p
 }
 
-// match finds the route for a normalised host and path.
-func (rt *Router) match(host, path []byte) *Route {
+// match finds the route for a request.
+func (rt *Router) match(q *Request) *Route {
 	for i := range rt.levels {
 		l := &rt.levels[i]
-		if p := l.exact[string(host)]; p != nil {
-			if r := p.match(path); r != nil {
+		if p := l.exact[string(q.Host)]; p != nil {
+			if r := p.match(q); r != nil {
 				return r
 			}
 		}
 		if len(l.wildcard) > 0 {
-			for i, c := range host {
+			for i, c := range q.Host {
 				if c != '.' || i == 0 {
 					continue
 				}
-				if p := l.wildcard[string(host[i:])]; p != nil {
-					if r := p.match(path); r != nil {
+				if p := l.wildcard[string(q.Host[i:])]; p != nil {
+					if r := p.match(q); r != nil {
 						return r
 					}
 				}
 			}
 		}
 		if l.any != nil {
-			if r := l.any.match(path); r != nil {
+			if r := l.any.match(q); r != nil {
 				return r
 			}
 		}
@@ -209,23 +243,37 @@ func (rt *Router) match(host, path []byte) *Route {
 	return nil
 }
 
-// match looks at the exact path, then at its prefixes, the longest first.
-func (p *paths) match(path []byte) *Route {
-	if r := p.exact[string(path)]; r != nil {
+// match looks at the exact path, then at its prefixes, the longest first, then at the patterns, then at what takes any.
+func (p *paths) match(q *Request) *Route {
+	path := q.Path
+	if r := first(p.exact[string(path)], q); r != nil {
 		return r
 	}
-	for end := len(path); end >= 0; end-- {
+	for end := len(path); end > 0; end-- {
 		if end > p.longest {
 			end = p.longest + 1 // the next one down is the first that can match
 			continue
 		}
-		if end == len(path) || path[end] == '/' || end == 0 { // zero: also the target "*"
-			if r := p.prefix[string(path[:end])]; r != nil {
+		if end == len(path) || path[end] == '/' {
+			if r := first(p.prefix[string(path[:end])], q); r != nil {
 				return r
 			}
 		}
 	}
-	return nil
+	for _, r := range p.patterns {
+		if r.pattern().Match(path) && r.holds(q) {
+			return r
+		}
+	}
+	return first(p.prefix[""], q)
+}
+
+// first returns r, or the first one behind it, whose conditions hold.
+func first(r *Route, q *Request) *Route {
+	for r != nil && !r.holds(q) {
+		r = r.next
+	}
+	return r
 }
 
 // chunk is the number of pools that are copied when one of them changes.
@@ -317,20 +365,47 @@ func (t *Table) pool(slot int) *pool.Pool {
 
 const autoSuffix = ".localhost"
 
-// Match finds the route of a request and the pool of its service. Host and path must be normalised. strip is the number
-// of leading bytes of the path that are not forwarded. The pool is nil when the service has never had an instance.
-func (t *Table) Match(host, path []byte) (r *Route, p *pool.Pool, strip int) {
+// Request is what routes are matched against. Host and Path must be normalised.
+type Request struct {
+	Method, Host, Path, Query []byte // Query with its "?", or empty
+	Fields                    Fields
+}
+
+// Fields gives access to the header fields of a request.
+type Fields interface {
+	// Value returns the value of the n-th field, counted from 0, of that lower-case name.
+	Value(name string, n int) (value []byte, ok bool)
+}
+
+// Target is where a request goes.
+type Target struct {
+	Route *Route // nil when none matches
+	// Pool is nil when the service has never had an instance, and with a redirect.
+	Pool *pool.Pool
+	// Mirror is the pool that gets a copy of this request, or nil.
+	Mirror *pool.Pool
+	// Strip is the number of leading bytes of the path that are not forwarded.
+	Strip int
+}
+
+// Match finds the route of a request and the pool of its service.
+func (t *Table) Match(q *Request) Target {
+	host, path := q.Host, q.Path
 	if t.router != nil {
-		if r := t.router.match(host, path); r != nil {
-			return r, t.pool(r.slot), r.Prefix()
+		if r := t.router.match(q); r != nil {
+			to := Target{Route: r, Pool: t.pool(r.slot), Strip: r.Prefix()}
+			if r.Rules != nil {
+				t.choose(r.Rules, &to)
+			}
+			return to
 		}
 	}
 	if !t.auto {
-		return nil, nil, 0
+		return Target{}
 	}
 	if n := len(host) - len(autoSuffix); n > 0 && string(host[n:]) == autoSuffix {
 		if r := t.services[string(host[:n])]; r != nil {
-			return r, t.pool(r.slot), 0
+			return Target{Route: r, Pool: t.pool(r.slot)}
 		}
 	}
 	if len(path) > 1 {
@@ -339,8 +414,8 @@ func (t *Table) Match(host, path []byte) (r *Route, p *pool.Pool, strip int) {
 			end++
 		}
 		if r := t.services[string(path[1:end])]; r != nil {
-			return r, t.pool(r.slot), end
+			return Target{Route: r, Pool: t.pool(r.slot), Strip: end}
 		}
 	}
-	return nil, nil, 0
+	return Target{}
 }

@@ -8,17 +8,21 @@ import (
 	"github.com/rota-lb/rota/balancer/pool"
 )
 
-func slots(names ...string) (map[string]int, func(string) int) {
+func slots(names ...string) (map[string]int, func(string, Subset) int) {
 	m := map[string]int{}
 	for i, n := range names {
 		m[n] = i
 	}
-	return m, func(s string) int {
-		if i, ok := m[s]; ok {
+	return m, func(s string, sub Subset) int {
+		if i, ok := m[s+sub.Version]; ok {
 			return i
 		}
 		return -1
 	}
+}
+
+func match(t *Table, host, path string) Target {
+	return t.Match(&Request{Host: []byte(host), Path: []byte(path)})
 }
 
 func TestMatch(t *testing.T) {
@@ -59,7 +63,7 @@ func TestMatch(t *testing.T) {
 		{"shop.example.com", "/urgent", "urgent"},
 		{"shop.example.com", "*", "host"},
 	} {
-		r, _, _ := table.Match([]byte(tc.host), []byte(tc.path))
+		r := match(table, tc.host, tc.path).Route
 		if r == nil || r.Name != tc.want {
 			t.Errorf("%s%s matches %v, want %s", tc.host, tc.path, r, tc.want)
 		}
@@ -70,7 +74,7 @@ func TestNoMatch(t *testing.T) {
 	_, slot := slots("s")
 	table := new(Table).With(Change{Router: NewRouter([]Route{{Name: "a", Host: "a", Path: "/x"}}, slot)})
 	for _, tc := range [][2]string{{"a", "/"}, {"b", "/x"}, {"a", "/xy"}} {
-		if r, _, _ := table.Match([]byte(tc[0]), []byte(tc[1])); r != nil {
+		if r := match(table, tc[0], tc[1]).Route; r != nil {
 			t.Errorf("%v matches %s", tc, r.Name)
 		}
 	}
@@ -89,7 +93,7 @@ func TestConflicts(t *testing.T) {
 	for turn := range routes {
 		list := append(append([]Route(nil), routes[turn:]...), routes[:turn]...)
 		rt := NewRouter(list, slot)
-		if r := rt.match([]byte("h"), []byte("/p")); r.Name != "file-1" {
+		if r := rt.match(&Request{Host: []byte("h"), Path: []byte("/p")}); r.Name != "file-1" {
 			t.Errorf("winner %s", r.Name)
 		}
 		var losers []string
@@ -135,13 +139,13 @@ func TestAutoRoutes(t *testing.T) {
 		{"localhost", "/webb", nil, 0},
 		{"other.localhost", "/", nil, 0},
 	} {
-		_, p, strip := table.Match([]byte(tc.host), []byte(tc.path))
-		if p != tc.want || strip != tc.strip {
-			t.Errorf("%s%s: pool %v, strip %d", tc.host, tc.path, p, strip)
+		to := match(table, tc.host, tc.path)
+		if to.Pool != tc.want || to.Strip != tc.strip {
+			t.Errorf("%s%s: pool %v, strip %d", tc.host, tc.path, to.Pool, to.Strip)
 		}
 	}
 	change.Auto = false
-	if r, _, _ := new(Table).With(change).Match([]byte("web.localhost"), []byte("/")); r != nil {
+	if r := match(new(Table).With(change), "web.localhost", "/").Route; r != nil {
 		t.Error("an auto route although they are off")
 	}
 }
@@ -204,8 +208,8 @@ func TestMatchDoesNotAllocate(t *testing.T) {
 	table := new(Table).With(Change{Router: NewRouter([]Route{{Host: "h", Path: "/a/b"}, {Host: "*.h", Path: "/a"}}, slot), Services: services, Auto: true})
 	path := []byte(strings.Repeat("/a", 8000))
 	for _, host := range []string{"h", "x.h", "web.localhost", "nowhere"} {
-		h := []byte(host)
-		if n := testing.AllocsPerRun(100, func() { table.Match(h, path) }); n != 0 {
+		q := Request{Host: []byte(host), Path: path}
+		if n := testing.AllocsPerRun(100, func() { table.Match(&q) }); n != 0 {
 			t.Errorf("%s: %v allocations", host, n)
 		}
 	}
