@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"reflect"
 	"regexp"
 	"slices"
@@ -266,7 +267,10 @@ func join(path, key string) string {
 	return path + "." + key
 }
 
-var durationType = reflect.TypeFor[time.Duration]()
+var (
+	durationType = reflect.TypeFor[time.Duration]()
+	sizeType     = reflect.TypeFor[Size]()
+)
 
 // decode puts n into v. What is null or absent keeps the default that v holds; a list replaces the default list.
 func (s *source) decode(n *yaml.Node, v reflect.Value, path string) {
@@ -395,6 +399,8 @@ func wanted(t reflect.Type) string {
 	switch {
 	case t == durationType:
 		return "a duration"
+	case t == sizeType:
+		return "a size"
 	case t.Kind() == reflect.Bool:
 		return "true or false"
 	case t.Kind() == reflect.Int:
@@ -434,6 +440,12 @@ func setScalar(v reflect.Value, text string, plain bool) (message, hint string) 
 			return fmt.Sprintf("must not be negative, not %q", text), ""
 		}
 		v.SetInt(int64(d))
+	case v.Type() == sizeType:
+		n, ok := parseSize(text)
+		if !ok {
+			return fmt.Sprintf("must be a size, not %q", clip(text)), "write it like 16KiB, 10MB, 2GiB or 4096"
+		}
+		v.SetInt(n)
 	case v.Kind() == reflect.String:
 		v.SetString(text)
 	case v.Kind() == reflect.Bool:
@@ -451,6 +463,23 @@ func setScalar(v reflect.Value, text string, plain bool) (message, hint string) 
 		panic("config: no way to set a " + v.Type().String())
 	}
 	return "", ""
+}
+
+var (
+	sizes = map[string]int64{
+		"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
+	}
+	sizeText = regexp.MustCompile(`^([0-9]{1,15}) ?([KMGT]?i?B)?$`)
+)
+
+func parseSize(text string) (int64, bool) {
+	m := sizeText.FindStringSubmatch(text)
+	if m == nil {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(m[1], 10, 64)
+	unit := sizes[m[2]]
+	return n * unit, err == nil && unit > 0 && n <= math.MaxInt64/unit
 }
 
 // clip shortens what a message quotes.

@@ -56,7 +56,7 @@ func FuzzParseRoute(f *testing.F) {
 			t.Fatal(err)
 		}
 		again, err := ParseRoute(name, out)
-		if err != nil || again != r {
+		if err != nil || !reflect.DeepEqual(again, r) {
 			t.Errorf("%s: %v\n%+v\n%+v", out, err, r, again)
 		}
 	})

@@ -2,36 +2,39 @@ package config
 
 import (
 	"encoding/json"
+	"reflect"
 	"time"
 )
 
-// MarshalJSON writes the timeout as a string such as "15s", which [ParseRoute] reads back.
-func (r Route) MarshalJSON() ([]byte, error) {
-	type plain Route // without this method
-	out := struct {
-		plain
-		Timeout string `json:"timeout,omitempty"`
-	}{plain: plain(r)}
-	if r.Timeout != 0 {
-		out.Timeout = shortDuration(r.Timeout)
-	}
-	return json.Marshal(out)
+// MarshalJSON writes what is set, in the form that [ParseRoute] reads: durations as strings such as "15s".
+func (r Route) MarshalJSON() ([]byte, error) { return json.Marshal(plain(reflect.ValueOf(r))) }
+
+// UnmarshalJSON reads what MarshalJSON writes. Unlike [ParseRoute] it does not ask whether it can be meant.
+func (r *Route) UnmarshalJSON(data []byte) error {
+	s := newSource("", data)
+	s.read(data, maxValueBytes, r)
+	return s.err()
 }
 
-// UnmarshalJSON reads what MarshalJSON writes. Unlike [ParseRoute] it checks nothing.
-func (r *Route) UnmarshalJSON(data []byte) error {
-	type plain Route
-	in := struct {
-		*plain
-		Timeout string `json:"timeout"`
-	}{plain: (*plain)(r)}
-	if err := json.Unmarshal(data, &in); err != nil {
-		return err
+// plain turns a value into what JSON holds, by the keys of the file and without what is zero.
+func plain(v reflect.Value) any {
+	switch {
+	case v.Type() == durationType:
+		return shortDuration(time.Duration(v.Int()))
+	case v.Kind() == reflect.Struct:
+		out := map[string]any{}
+		for _, f := range fieldsOf(v.Type()) {
+			if x := v.FieldByIndex(f.index); !x.IsZero() {
+				out[f.key] = plain(x)
+			}
+		}
+		return out
+	case v.Kind() == reflect.Slice:
+		out := make([]any, v.Len())
+		for i := range out {
+			out[i] = plain(v.Index(i))
+		}
+		return out
 	}
-	if in.Timeout == "" {
-		return nil
-	}
-	d, err := time.ParseDuration(in.Timeout)
-	r.Timeout = d
-	return err
+	return v.Interface()
 }

@@ -41,6 +41,14 @@ func (c *Config) fill() {
 	orDefault(&c.Timeouts.IdleBody, 60*time.Second)
 	orDefault(&c.Timeouts.RequestHead, 10*time.Second)
 	orDefault(&c.Timeouts.KeepAlive, 75*time.Second)
+	orDefault(&c.Timeouts.Handshake, 10*time.Second)
+	orDefault(&c.Timeouts.Tunnel, time.Hour)
+	orDefault(&c.Retries.Attempts, 3)
+	orDefault(&c.Retries.Budget, 20)
+	orDefault(&c.Retries.Buffer, 16<<10)
+	orDefault(&c.Limits.MinRate, 500)
+	orDefault(&c.Limits.Shed, "500ms")
+	orDefault(&c.RequestID, "X-Request-Id")
 	for name, service := range c.Services {
 		orDefault(&service.Balance, pool.DefaultPolicy)
 		c.Services[name] = service

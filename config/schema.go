@@ -26,20 +26,25 @@ func Schema() []byte {
 
 // constraints are what the types do not say, by path without indices and names. "required" is about a list's items.
 var constraints = map[string]map[string]any{
-	"engine":                    {"enum": engines},
-	"loops":                     {"minimum": 0, "maximum": maxLoops},
-	"log.level":                 {"enum": levels},
-	"etcd.prefix":               {"pattern": prefixPath.String()},
-	"listeners.protocol":        {"enum": protocols},
-	"routes":                    {"required": []string{"name", "service"}},
-	"routes.name":               {"pattern": routeName.String()},
-	"routes.path":               {"pattern": "^(=?/.*)?$"},
-	"routes.service":            {"pattern": serviceName.String()},
-	"services":                  {"propertyNames": map[string]any{"pattern": serviceName.String()}},
-	"services.balance":          {"enum": pool.Policies(), "default": pool.DefaultPolicy},
-	"services.instances":        {"required": []string{"address"}},
-	"services.instances.weight": {"minimum": 0, "maximum": registry.MaxWeight, "default": registry.DefaultWeight},
-	"listeners":                 {"required": []string{"address"}},
+	"engine":                       {"enum": engines},
+	"loops":                        {"minimum": 0, "maximum": maxLoops},
+	"log.level":                    {"enum": levels},
+	"etcd.prefix":                  {"pattern": prefixPath.String()},
+	"listeners.protocol":           {"enum": protocols},
+	"listeners.tls.min_version":    {"enum": tlsVersions},
+	"listeners.tls.client_auth":    {"enum": clientAuths},
+	"routes":                       {"required": []string{"name"}},
+	"routes.name":                  {"pattern": routeName.String()},
+	"routes.path":                  {"pattern": "^(=?/.*|~.*)?$"},
+	"routes.redirect.status":       {"enum": statuses, "default": 308},
+	"routes.service":               {"pattern": serviceName.String()},
+	"services":                     {"propertyNames": map[string]any{"pattern": serviceName.String()}},
+	"services.balance":             {"enum": pool.Policies(), "default": pool.DefaultPolicy},
+	"services.protocol":            {"enum": protocols},
+	"services.send_proxy_protocol": {"enum": proxyProtocols},
+	"services.instances":           {"required": []string{"address"}},
+	"services.instances.weight":    {"minimum": 0, "maximum": registry.MaxWeight, "default": registry.DefaultWeight},
+	"listeners":                    {"required": []string{"address"}},
 }
 
 // schemaOf describes t; def holds the defaults, or is invalid inside lists and maps.
@@ -50,6 +55,11 @@ func schemaOf(t reflect.Type, path string, def reflect.Value) map[string]any {
 		out["type"], out["pattern"] = "string", `^(0|([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h))+$`
 		if def.IsValid() {
 			out["default"] = shortDuration(time.Duration(def.Int()))
+		}
+	case t == sizeType:
+		out["type"], out["pattern"] = []string{"integer", "string"}, sizeText.String()
+		if def.IsValid() && def.Int() > 0 {
+			out["default"] = def.Int()
 		}
 	case t.Kind() == reflect.Pointer:
 		out = schemaOf(t.Elem(), path, reflect.Value{})

@@ -34,7 +34,15 @@ type Dynamic struct {
 	// AutoRoutes adds for every registered service the host <service>.localhost and the path /<service>/, stripped.
 	AutoRoutes bool     `yaml:"auto_routes"`
 	Timeouts   Timeouts `yaml:"timeouts"`
-	Log        Log      `yaml:"log"`
+	Retries    Retries  `yaml:"retries"`
+	Limits     Limits   `yaml:"limits"`
+	// TrustedProxies lists the networks ("10.0.0.0/8") and addresses whose X-Forwarded-For, -Proto, -Host and -Port are
+	// believed; from elsewhere they are replaced. "unix" stands for the peers of unix sockets.
+	TrustedProxies []string `yaml:"trusted_proxies"`
+	// RequestID is the header that carries the id of a request: a client's is kept if it is sane, else one is made.
+	// Default X-Request-Id; "off" leaves requests alone.
+	RequestID string `yaml:"request_id"`
+	Log       Log    `yaml:"log"`
 }
 
 // Etcd says where the registry is.
@@ -56,8 +64,37 @@ type Etcd struct {
 
 // Listener is a bound address.
 type Listener struct {
-	Address  string `yaml:"address"`  // host:port; an empty host is all addresses
-	Protocol string `yaml:"protocol"` // http (default)
+	// Address is host:port, where an empty host is all addresses; unix:/path; or systemd:name for a socket that systemd
+	// passes under that name (FileDescriptorName=).
+	Address  string `yaml:"address"`
+	Protocol string `yaml:"protocol"` // http (default), https
+	// TLS is required with https.
+	TLS TLS `yaml:"tls"`
+	// ProxyProtocol lists the networks ("10.0.0.0/8") and addresses whose connections must begin with a PROXY protocol
+	// header, version 1 or 2. On a unix socket "unix" stands for every peer. Connections from elsewhere have none.
+	ProxyProtocol []string `yaml:"proxy_protocol"`
+	// MaxConnections bounds the open connections of this listener, and those of one client address (an IPv6 client is
+	// its /64); further ones wait in the kernel's queue, or are closed. Zero is no bound.
+	MaxConnections          int `yaml:"max_connections"`
+	MaxConnectionsPerClient int `yaml:"max_connections_per_client"`
+	// Mode are the permissions of a unix socket, octal; default 0660.
+	Mode string `yaml:"mode"`
+}
+
+// TLS says how a listener does TLS. The files are watched: a changed pair is used for new connections, a bad one is not.
+type TLS struct {
+	// Certificates are chosen by the names in them; the first is for clients that ask for none of them.
+	Certificates []Certificate `yaml:"certificates"`
+	MinVersion   string        `yaml:"min_version"` // "1.2" (default), "1.3"
+	// ClientCA is a PEM file of authorities whose client certificates are accepted; empty asks for none.
+	ClientCA   string `yaml:"client_ca"`
+	ClientAuth string `yaml:"client_auth"` // with client_ca: required (default), optional
+}
+
+// Certificate is a chain with its key, as PEM files.
+type Certificate struct {
+	Cert string `yaml:"cert"`
+	Key  string `yaml:"key"`
 }
 
 // Admin is where the admin API listens.
@@ -68,7 +105,7 @@ type Admin struct {
 // Log says what is logged and how.
 type Log struct {
 	Level  string `yaml:"level"`  // debug, info (default), warn, error
-	Access string `yaml:"access"` // "stdout" (default), "off", or a file path; JSON lines
+	Access string `yaml:"access"` // "stdout" (default), "off", or a file path, reopened on SIGUSR1; JSON lines
 }
 
 // Timeouts are the defaults of every route. Zero fields take the default named here.
@@ -78,36 +115,163 @@ type Timeouts struct {
 	IdleBody     time.Duration `yaml:"idle_body"`     // 60s without progress, either direction
 	RequestHead  time.Duration `yaml:"request_head"`  // 10s
 	KeepAlive    time.Duration `yaml:"keep_alive"`    // 75s idle client connection
+	Handshake    time.Duration `yaml:"handshake"`     // 10s for TLS and PROXY protocol together
+	Tunnel       time.Duration `yaml:"tunnel"`        // 1h without a byte in either direction of an upgraded connection
+	// Request limits a whole exchange, from its head to the last byte of the answer. Zero is no limit.
+	Request time.Duration `yaml:"request"`
 }
 
-// Route sends matching requests to a service. The same schema, as JSON, is read from <prefix>/routes/<name>.
+// Retries say when a failed attempt is made again on another instance: when the request was provably not sent, or may be
+// repeated, and nothing of an answer has come.
+type Retries struct {
+	// Attempts is how often a request is tried in all, 1 to 5. Default 3; 1 is never again.
+	Attempts int `yaml:"attempts" json:"attempts,omitempty"`
+	// Budget is how many retries there may be per hundred requests of a service, beside a few. Default 20.
+	Budget int `yaml:"budget" json:"budget,omitempty"`
+	// Buffer is the longest request body that is kept to be sent again. Default 16KiB, at most 1MiB.
+	Buffer Size `yaml:"buffer" json:"buffer,omitempty"`
+}
+
+// Limits protect the daemon and what is behind it.
+type Limits struct {
+	// Body is the longest request body; zero is no limit. A longer one is answered by 413.
+	Body Size `yaml:"body"`
+	// MinRate is how many bytes a second a body has to make on average, in either direction, once it has taken
+	// timeouts.idle_body; slower ones are cut. Default 500.
+	MinRate Size `yaml:"min_rate"`
+	// Memory is what the process may use before it sheds load: from 85 % on idle connections are closed early, from 95 %
+	// on requests are answered by 503. Default: the limit of the control group, or of GOMEMLIMIT, if there is one.
+	Memory Size `yaml:"memory"`
+	// Shed is how long requests may wait for the CPU before some are answered by 503, those of the busiest clients
+	// first. Default 500ms; "off" never sheds.
+	Shed string `yaml:"shed"`
+}
+
+// Size is a number of bytes: 1048576, "1MiB", "16KiB", "2GiB", "10MB".
+type Size int64
+
+// Route sends matching requests to a service, or answers them with a redirect. The same schema, as JSON, is read from
+// <prefix>/routes/<name>.
 type Route struct {
 	Name string `yaml:"name" json:"name,omitempty"`
 	// Host is exact, "*.example.com" (one or more labels), or empty for any. Without port; matched case-insensitively.
 	Host string `yaml:"host" json:"host,omitempty"`
-	// Path is a prefix of whole segments ("/cart" matches /cart and /cart/7, not /cartoon), or exact when it
-	// begins with "=" ("=/cart"). Empty means any.
+	// Path is a prefix of whole segments ("/cart" matches /cart and /cart/7, not /cartoon), exact when it begins with "="
+	// ("=/cart"), or an RE2 regular expression for the whole path when it begins with "~" ("~/users/[0-9]+").
+	// Empty means any.
 	Path string `yaml:"path" json:"path,omitempty"`
-	// Service is the name of the service that answers.
-	Service string `yaml:"service" json:"service"`
-	// StripPrefix removes the matched path prefix before forwarding.
-	StripPrefix bool `yaml:"strip_prefix" json:"strip_prefix,omitempty"`
+	// Methods are those that match; empty is any.
+	Methods []string `yaml:"methods" json:"methods,omitempty"`
+	// Headers and Query hold, by name, what the value must be: itself, "~" and a regular expression for the whole value,
+	// or "*" for any value as long as there is one. All must hold.
+	Headers map[string]string `yaml:"headers" json:"headers,omitempty"`
+	Query   map[string]string `yaml:"query" json:"query,omitempty"`
 	// Priority overrides "most specific wins": higher first. Default 0.
 	Priority int `yaml:"priority" json:"priority,omitempty"`
-	// Timeout is the whole exchange's limit until the response head has come; zero means Timeouts.ResponseHead.
+
+	// Service is the name of the service that answers. One of service, split and redirect is required.
+	Service string `yaml:"service" json:"service,omitempty"`
+	// Split spreads the requests over services, or over versions of them, by weight.
+	Split []Share `yaml:"split" json:"split,omitempty"`
+	// Redirect answers instead.
+	Redirect Redirect `yaml:"redirect" json:"redirect,omitzero"`
+
+	// StripPrefix removes the matched path prefix before forwarding; ReplacePrefix puts another in its place.
+	StripPrefix   bool   `yaml:"strip_prefix" json:"strip_prefix,omitempty"`
+	ReplacePrefix string `yaml:"replace_prefix" json:"replace_prefix,omitempty"`
+	// RequestHeaders are changed on the way to the service, ResponseHeaders on the way back.
+	RequestHeaders  HeaderEdit `yaml:"request_headers" json:"request_headers,omitzero"`
+	ResponseHeaders HeaderEdit `yaml:"response_headers" json:"response_headers,omitzero"`
+	// Mirror sends copies to another service and forgets its answers.
+	Mirror Mirror `yaml:"mirror" json:"mirror,omitzero"`
+
+	// Timeout limits the time until the head of an answer has come, over all attempts; zero is no limit but those of
+	// timeouts.
 	Timeout time.Duration `yaml:"timeout" json:"timeout,omitempty"`
+	// Timeouts replace those of the file for this route; request_head, keep_alive and handshake, which pass before a
+	// route is known, cannot be among them.
+	Timeouts Timeouts `yaml:"timeouts" json:"timeouts,omitzero"`
+	// Retries replace those of the file for this route.
+	Retries Retries `yaml:"retries" json:"retries,omitzero"`
+	// RateLimit bounds the requests of each client.
+	RateLimit RateLimit `yaml:"rate_limit" json:"rate_limit,omitzero"`
+	// MaxBody replaces limits.body for this route.
+	MaxBody Size `yaml:"max_body" json:"max_body,omitempty"`
+	// Upgrades are the protocols, beside websocket, that a connection may be upgraded to. "none" forbids websocket too.
+	Upgrades []string `yaml:"upgrades" json:"upgrades,omitempty"`
+}
+
+// Share is a part of a split.
+type Share struct {
+	Service string `yaml:"service" json:"service"`
+	// Version and Metadata choose among the instances of the service those that registered the same; empty is all.
+	Version  string            `yaml:"version" json:"version,omitempty"`
+	Metadata map[string]string `yaml:"metadata" json:"metadata,omitempty"`
+	// Weight is relative to the other shares, 0 to 10000.
+	Weight int `yaml:"weight" json:"weight"`
+}
+
+// Redirect is an answer that sends the client elsewhere.
+type Redirect struct {
+	// To is the address, in which {scheme}, {host}, {port}, {path}, {query} (with its "?") and {uri} (path and query)
+	// stand for those of the request, and {1} … {9} for the groups of the path's regular expression.
+	To     string `yaml:"to" json:"to,omitempty"`
+	Status int    `yaml:"status" json:"status,omitempty"` // 301, 302, 303, 307, 308 (default)
+}
+
+// HeaderEdit changes header fields: those removed first, then those set, which replace what was there.
+type HeaderEdit struct {
+	Set    map[string]string `yaml:"set" json:"set,omitempty"`
+	Remove []string          `yaml:"remove" json:"remove,omitempty"`
+}
+
+// Mirror names a service that gets copies of requests whose bodies are short enough to be kept (retries.buffer).
+type Mirror struct {
+	Service string `yaml:"service" json:"service,omitempty"`
+	Percent int    `yaml:"percent" json:"percent,omitempty"` // 1 to 100, default 100
+}
+
+// RateLimit is a token bucket for each client. Zero Rate is no limit.
+type RateLimit struct {
+	Rate  string `yaml:"rate" json:"rate,omitempty"`   // "100/s", "30/m", "1000/h"
+	Burst int    `yaml:"burst" json:"burst,omitempty"` // default: the requests of one second, at least 1
+	Key   string `yaml:"key" json:"key,omitempty"`     // client (default: its address) or header:Name
 }
 
 // Service is the policy of a service. The same schema, as JSON, is read from <prefix>/policies/<service>.
 type Service struct {
 	// Balance is the policy's name: see pool.Policies. Default least_request.
 	Balance string `yaml:"balance" json:"balance,omitempty"`
+	// MaxConcurrent bounds the exchanges in flight on one instance; further ones wait, the last come first, at most Queue
+	// of them and for at most QueueTimeout. Zero is no bound. Defaults 128 and 1s.
+	MaxConcurrent int           `yaml:"max_concurrent" json:"max_concurrent,omitempty"`
+	Queue         int           `yaml:"queue" json:"queue,omitempty"`
+	QueueTimeout  time.Duration `yaml:"queue_timeout" json:"queue_timeout,omitempty"`
+	// IdleTimeout is when instances close idle connections, for those that do not register it.
+	IdleTimeout time.Duration `yaml:"idle_timeout" json:"idle_timeout,omitempty"`
+	// Protocol is what instances speak that do not register it: http (default) or https.
+	Protocol string `yaml:"protocol" json:"protocol,omitempty"`
+	// TLS is how to speak to those that speak https.
+	TLS UpstreamTLS `yaml:"tls" json:"tls,omitzero"`
+	// SendProxyProtocol begins connections with a PROXY protocol header: v1 or v2; empty is none. Such connections are
+	// kept for the same client only.
+	SendProxyProtocol string `yaml:"send_proxy_protocol" json:"send_proxy_protocol,omitempty"`
 	// Instances are static ones, beside those of the registry.
 	Instances []StaticInstance `yaml:"instances" json:"instances,omitempty"`
 }
 
+// UpstreamTLS says how the certificates of instances are verified. Files are PEM.
+type UpstreamTLS struct {
+	CA         string `yaml:"ca" json:"ca,omitempty"`                   // default: those of the system
+	ServerName string `yaml:"server_name" json:"server_name,omitempty"` // default: the service's name
+	Cert       string `yaml:"cert" json:"cert,omitempty"`               // shown to instances that ask
+	Key        string `yaml:"key" json:"key,omitempty"`
+	// InsecureSkipVerify takes any certificate.
+	InsecureSkipVerify bool `yaml:"insecure_skip_verify" json:"insecure_skip_verify,omitempty"`
+}
+
 // StaticInstance is an instance listed by hand.
 type StaticInstance struct {
-	Address string `yaml:"address" json:"address"`
+	Address string `yaml:"address" json:"address"`         // host:port or unix:/path
 	Weight  *int   `yaml:"weight" json:"weight,omitempty"` // 0–10000, default 100
 }

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"net/url"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/rota-lb/rota/balancer/pool"
 	"github.com/rota-lb/rota/registry"
@@ -27,9 +29,14 @@ const (
 )
 
 var (
-	engines   = []string{"loops", "goroutines"}
+	engines = []string{"loops", "goroutines"}
+	// What TLS listeners and services say.
+	tlsVersions    = []string{"1.2", "1.3"}
+	clientAuths    = []string{"required", "optional"}
+	proxyProtocols = []string{"v1", "v2"}
+
 	levels    = []string{"debug", "info", "warn", "error"}
-	protocols = []string{"http"}
+	protocols = []string{"http", "https"}
 )
 
 // validate reports everything that decodes but cannot be meant.
@@ -45,6 +52,14 @@ func (s *source) validate(c *Config) {
 	}
 	s.oneOf("log.level", c.Log.Level, levels)
 	s.access(c.Log.Access)
+	s.retries(c.Retries, "retries")
+	s.networks("trusted_proxies", c.TrustedProxies)
+	if c.RequestID != "off" && !token.MatchString(c.RequestID) {
+		s.report("request_id", fmt.Sprintf("%q is not a header name", clip(c.RequestID)), "write it like X-Request-Id, or off")
+	}
+	if d, err := time.ParseDuration(c.Limits.Shed); c.Limits.Shed != "off" && (err != nil || d <= 0) {
+		s.report("limits.shed", fmt.Sprintf("%q is not a duration", clip(c.Limits.Shed)), "write it like 500ms, or off")
+	}
 
 	first := make(map[string]int)
 	for i, r := range c.Routes {
@@ -59,7 +74,7 @@ func (s *source) validate(c *Config) {
 		} else {
 			first[r.Name] = i
 		}
-		if _, listed := c.Services[r.Service]; c.Etcd.Disabled && !listed && serviceName.MatchString(r.Service) {
+		if _, listed := c.Services[r.Service]; r.Service != "" && c.Etcd.Disabled && !listed && serviceName.MatchString(r.Service) {
 			s.report(path+".service", fmt.Sprintf("service %q has no instances: etcd is disabled and services does not list it", r.Service),
 				fmt.Sprintf("add it: services: {%s: {instances: [{address: …}]}}", r.Service))
 		}
@@ -215,10 +230,9 @@ func (s *source) listeners(c *Config) {
 	}
 	for i, l := range c.Listeners {
 		path := fmt.Sprintf("listeners[%d]", i)
-		if !slices.Contains(protocols, l.Protocol) {
-			s.report(path+".protocol", fmt.Sprintf("protocol %q is not supported", clip(l.Protocol)), "only http is, so far")
-		}
-		if problem, hint := checkAddress("listener address", l.Address, bound, 8080); problem != "" {
+		s.oneOf(path+".protocol", l.Protocol, protocols)
+		s.listener(l, path)
+		if problem, hint := checkListen(l.Address); problem != "" {
 			s.report(path+".address", problem, hint)
 			continue
 		}
@@ -231,8 +245,87 @@ func (s *source) listeners(c *Config) {
 	}
 }
 
+// checkListen checks the address of a listener.
+func checkListen(address string) (problem, hint string) {
+	if path, ok := strings.CutPrefix(address, "unix:"); ok {
+		return checkSocket("listener address", path)
+	}
+	if name, ok := strings.CutPrefix(address, "systemd:"); ok {
+		if !routeName.MatchString(name) {
+			return fmt.Sprintf("%q is not the name of a socket of systemd", clip(name)), "write it like systemd:http, with FileDescriptorName=http in the .socket unit"
+		}
+		return "", ""
+	}
+	return checkAddress("listener address", address, bound, 8080)
+}
+
+// checkSocket checks the path of a unix socket.
+func checkSocket(what, path string) (problem, hint string) {
+	const longest = 107 // sun_path
+	switch {
+	case !strings.HasPrefix(path, "/"):
+		return fmt.Sprintf("%s unix:%s has no absolute path", what, clip(path)), "write it like unix:/run/rota.sock"
+	case len(path) > longest:
+		return fmt.Sprintf("%s: the path of a unix socket has at most %d bytes", what, longest), ""
+	case strings.ContainsFunc(path, func(c rune) bool { return c < ' ' || c == 0x7f }):
+		return what + " has a control character", "remove it"
+	}
+	return "", ""
+}
+
+// listener checks what a listener says beside its address.
+func (s *source) listener(l Listener, path string) {
+	t := l.TLS
+	switch {
+	case l.Protocol == "https" && len(t.Certificates) == 0:
+		s.report(path+".tls", "https needs a certificate", "add tls: {certificates: [{cert: cert.pem, key: key.pem}]}")
+	case l.Protocol == "http" && len(t.Certificates) > 0:
+		s.report(path+".tls", "tls without protocol: https", "add protocol: https")
+	}
+	for i, c := range t.Certificates {
+		if c.Cert == "" || c.Key == "" {
+			s.report(fmt.Sprintf("%s.tls.certificates[%d]", path, i), "a certificate needs cert and key", "write {cert: cert.pem, key: key.pem}")
+		}
+	}
+	if t.MinVersion != "" {
+		s.oneOf(path+".tls.min_version", t.MinVersion, tlsVersions)
+	}
+	if t.ClientAuth != "" {
+		s.oneOf(path+".tls.client_auth", t.ClientAuth, clientAuths)
+		if t.ClientCA == "" {
+			s.report(path+".tls.client_auth", "client_auth without client_ca", "add client_ca: ca.pem")
+		}
+	}
+	s.networks(path+".proxy_protocol", l.ProxyProtocol)
+	if l.MaxConnections < 0 {
+		s.report(path+".max_connections", "max_connections must not be negative", "0 is no bound")
+	}
+	if l.MaxConnectionsPerClient < 0 {
+		s.report(path+".max_connections_per_client", "max_connections_per_client must not be negative", "0 is no bound")
+	}
+	if l.Mode != "" {
+		if !strings.HasPrefix(l.Address, "unix:") {
+			s.report(path+".mode", "mode is for unix sockets", "remove it")
+		} else if n, err := strconv.ParseUint(l.Mode, 8, 32); err != nil || n > 0o777 {
+			s.report(path+".mode", fmt.Sprintf("%q are no permissions", clip(l.Mode)), `write them in octal, such as "0660"`)
+		}
+	}
+}
+
+// FileMode are the permissions of a unix socket.
+func (l Listener) FileMode() fs.FileMode {
+	n, err := strconv.ParseUint(l.Mode, 8, 32)
+	if err != nil {
+		return 0o660
+	}
+	return fs.FileMode(n)
+}
+
 // bindKey is equal for addresses that are the same socket; empty where the port is free to choose.
 func bindKey(address string) string {
+	if strings.HasPrefix(address, "unix:") || strings.HasPrefix(address, "systemd:") {
+		return address
+	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil || port == "0" {
 		return ""
@@ -276,38 +369,6 @@ func (s *source) access(value string) {
 	s.report("log.access", fmt.Sprintf("access log %q is neither stdout nor off nor a path", clip(value)), hint)
 }
 
-// route checks one route; path is where it stands, empty for a value kept in etcd.
-func (s *source) route(r Route, path string) {
-	switch {
-	case r.Name == "":
-		s.report(join(path, "name"), "a route needs a name", "add name: "+orWord(r.Service, "cart"))
-	case !routeName.MatchString(r.Name):
-		s.report(join(path, "name"), fmt.Sprintf("%q is not a route name", clip(r.Name)), "use letters, digits and . _ : -, at most 128 characters")
-	}
-	if problem, hint := checkHost(r.Host); problem != "" {
-		s.report(join(path, "host"), problem, hint)
-	}
-	if problem, hint := checkPath(r.Path); problem != "" {
-		s.report(join(path, "path"), problem, hint)
-	}
-	switch {
-	case r.Service == "":
-		s.report(join(path, "service"), "a route needs a service", "add service: "+orWord(r.Name, "cart"))
-	case !serviceName.MatchString(r.Service):
-		s.report(join(path, "service"), fmt.Sprintf("%q is not a service name", clip(r.Service)), serviceGrammar)
-	}
-	if r.StripPrefix && r.Path == "" {
-		s.report(join(path, "strip_prefix"), "strip_prefix without a path strips nothing", "add path, or remove strip_prefix")
-	}
-}
-
-func orWord(word, otherwise string) string {
-	if serviceName.MatchString(word) {
-		return word
-	}
-	return otherwise
-}
-
 func checkHost(host string) (problem, hint string) {
 	if host == "" {
 		return "", ""
@@ -349,9 +410,10 @@ func checkPath(path string) (problem, hint string) {
 	}
 	quoted := fmt.Sprintf("path %q", clip(path))
 	p := strings.TrimPrefix(path, "=")
+	if text, ok := strings.CutPrefix(path, "~"); ok {
+		return checkExpression(text)
+	}
 	switch {
-	case strings.HasPrefix(path, "~"):
-		return quoted + ": regular expressions are not supported", "write a prefix like /cart, or =/cart for that path only"
 	case strings.Contains(path, "*"):
 		return quoted + ": * is not a wildcard", "a prefix matches all below it: /cart matches /cart/7"
 	case !strings.HasPrefix(p, "/"):
@@ -396,9 +458,29 @@ func (s *source) service(name string, v Service, path string) {
 		s.reportKey(path, fmt.Sprintf("%q is not a service name", clip(name)), serviceGrammar)
 	}
 	s.oneOf(join(path, "balance"), v.Balance, pool.Policies())
+	if v.Protocol != "" {
+		s.oneOf(join(path, "protocol"), v.Protocol, protocols)
+	}
+	if v.SendProxyProtocol != "" {
+		s.oneOf(join(path, "send_proxy_protocol"), v.SendProxyProtocol, proxyProtocols)
+	}
+	if (v.TLS.Cert == "") != (v.TLS.Key == "") {
+		s.report(join(path, "tls"), "cert and key belong together", "give both, or none")
+	}
+	for key, n := range map[string]int{"max_concurrent": v.MaxConcurrent, "queue": v.Queue} {
+		if n < 0 {
+			s.report(join(path, key), key+" must not be negative", "")
+		}
+	}
 	first := make(map[string]bool)
 	for i, in := range v.Instances {
 		at := join(path, fmt.Sprintf("instances[%d]", i))
+		if socket, ok := strings.CutPrefix(in.Address, "unix:"); ok {
+			if problem, hint := checkSocket("instance address", socket); problem != "" {
+				s.report(at+".address", problem, hint)
+			}
+			continue
+		}
 		if problem, hint := checkAddress("instance address", in.Address, dialled, 5001); problem != "" {
 			s.report(at+".address", problem, hint)
 		} else if first[in.Address] {
