@@ -16,62 +16,61 @@ type outcome struct {
 	keep     bool
 	failure  failure
 	again    bool // another attempt may be made
+	free     bool // and costs nothing of the budget: it was refused before it did anything
 	stale    bool // the attempt met a pooled connection that was dead: the endpoint is not to blame
 }
 
-// attempt sends the request to an endpoint and relays the answer.
-func (x *exchange) attempt(e *pool.Endpoint, fresh bool, timeout time.Duration) outcome {
+// attempt sends the request to an endpoint and relays the answer, whose head must have come by headBy (zero: whenever).
+func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headBy time.Time) outcome {
 	started := x.loop.Now()
-	var up netloop.Conn
-	if !fresh {
-		up = x.loop.Reuse(e)
-	}
-	reused := up != nil
-	if !reused {
-		var err error
-		if up, err = x.loop.Dial(e.Address, x.timeouts.Connect); err != nil {
-			if isTimeout(err) {
-				return outcome{failure: fail(ConnectTimeout), again: true}
-			}
-			return outcome{failure: fail(ConnectFailed), again: true}
-		}
+	up, reused, why := x.connect(e, s, fresh)
+	if up == nil {
+		return outcome{failure: why, again: true, free: why.reason == ConnectFailed}
 	}
 	if x.out == nil {
 		x.compose() // again: an earlier attempt has sent it
 	}
-	// repeatable: everything there is of the request is held, and doing it twice does no harm.
-	repeatable := x.body.done && x.req.Retryable()
+	// held: everything there is of the request is held. If nothing of it arrived it may be sent again; if it did arrive,
+	// only when doing it twice does no harm.
+	held := x.body.done && x.upload == nil
+	repeatable := held && x.req.Retryable()
 
-	up.SetWriteDeadline(started.Add(x.timeouts.IdleBody))
+	up.SetWriteDeadline(x.by(x.timeouts.IdleBody))
 	if n, err := up.Write(x.out); err != nil {
-		up.Close()
 		unsent := n == 0 && x.upload == nil
-		return outcome{failure: fail(UpstreamClosed), again: unsent || repeatable, stale: reused}
+		up.Close()
+		return outcome{failure: fail(UpstreamClosed), again: unsent || repeatable, stale: reused && unsent}
 	}
+	sent := len(x.out)
 	// While the upstream works, an exchange holds nothing but the request as it came: what is built from it goes back now,
 	// and the buffer for the answer is taken when there is one. So the same few buffers, warm in the cache, serve all.
-	x.loop.Free(x.out)
+	x.free(x.out)
 	x.out = nil
-	up.SetReadDeadline(started.Add(timeout))
+	answerBy := x.answerBy(headBy)
+	up.SetReadDeadline(answerBy)
 	if !x.body.done {
-		up.SetReadDeadline(time.Time{})
-		x.startUpload(up, timeout)
+		up.SetReadDeadline(x.deadline)
+		x.startUpload(up, headBy)
 	}
 
 	if err := up.Wait(x.watched()); err != nil {
 		up.Close()
-		return outcome{failure: x.blame(err), stale: reused}
+		return outcome{failure: x.blame(err), again: repeatable && isTimeout(err) && x.retryTimeouts(headBy)}
 	}
 	buf := x.loop.Buffer()
-	defer func() { x.loop.Free(buf) }()
+	defer func() { x.free(buf) }()
 	n, interim := 0, 0
 	for {
 		var head int
 		var why failure
 		if buf, n, head, why = x.readAnswer(up, buf, n); why.reason != "" {
+			// A connection that ends without a byte of an answer, although it was good before, was closed while the request was
+			// on its way. If the peer's end came before its kernel had acknowledged any of the request, nobody has read it.
+			silent := n == 0 && interim == 0 && why.reason == UpstreamClosed
+			unsent := silent && why.cause == io.EOF && reused && held && up.Unacknowledged() >= sent
 			up.Close()
-			again := repeatable && n == 0 && why.reason == UpstreamClosed && interim == 0
-			return outcome{failure: why, again: again, stale: reused}
+			late := n == 0 && why.reason == UpstreamTimeout && x.retryTimeouts(headBy)
+			return outcome{failure: why, again: unsent || repeatable && (silent || late), stale: reused && silent}
 		}
 		if bad := x.resp.Parse(buf[:head], x.req.IsHead()); bad != nil {
 			up.Close()
@@ -79,16 +78,23 @@ func (x *exchange) attempt(e *pool.Endpoint, fresh bool, timeout time.Duration) 
 		}
 		if x.resp.Status >= 200 {
 			x.rec.UpstreamStatus, x.rec.Upstream = x.resp.Status, x.loop.Now().Sub(started)
-			return x.relay(e, up, buf, head, n)
+			return x.relay(e, s, up, buf, head, n)
 		}
-		// An interim answer. We asked for no upgrade, so 101 is none.
-		if interim++; x.resp.Status == 101 || interim > maxInterim {
+		if x.resp.Status == 101 {
+			if !x.switches() {
+				up.Close()
+				return outcome{failure: failure{reason: UpstreamInvalid, detail: "the instance switches to a protocol that it was not asked for"}}
+			}
+			x.rec.UpstreamStatus, x.rec.Upstream = x.resp.Status, x.loop.Now().Sub(started)
+			return x.tunnel(up, buf, head, n)
+		}
+		if interim++; interim > maxInterim {
 			up.Close()
-			return outcome{failure: fail(UpstreamInvalid)}
+			return outcome{failure: failure{reason: UpstreamInvalid, detail: "the instance sends interim answers without end"}}
 		}
 		if x.req.Minor == 1 {
-			x.conn.SetWriteDeadline(x.loop.Now().Add(x.timeouts.IdleBody))
-			line := http1.AppendResponse(make([]byte, 0, 256), &x.resp, http1.AsIs, 1, true)
+			x.conn.SetWriteDeadline(x.by(x.timeouts.IdleBody))
+			line := http1.AppendResponse(make([]byte, 0, 256), &x.resp, http1.AsIs, 1, true, &noEdit)
 			k, err := x.conn.Write(line)
 			x.rec.BytesOut += int64(k)
 			if err != nil {
@@ -100,6 +106,23 @@ func (x *exchange) attempt(e *pool.Endpoint, fresh bool, timeout time.Duration) 
 	}
 }
 
+var noEdit http1.Edit
+
+// answerBy is when the head of an answer to a request that has just been sent must have come.
+func (x *exchange) answerBy(headBy time.Time) time.Time {
+	t := x.by(x.timeouts.ResponseHead)
+	if !headBy.IsZero() && headBy.Before(t) {
+		return headBy
+	}
+	return t
+}
+
+// retryTimeouts reports whether there is a point in trying again after an attempt took all the time it had: only where
+// the whole exchange has more than that.
+func (x *exchange) retryTimeouts(headBy time.Time) bool {
+	return !headBy.IsZero() && x.loop.Now().Before(headBy)
+}
+
 // readAnswer reads until a whole response head is in buf, of which n bytes are held already, and returns its length.
 // A head that does not fit makes it return a longer buffer.
 func (x *exchange) readAnswer(up netloop.Conn, buf []byte, n int) (_ []byte, held, head int, _ failure) {
@@ -107,21 +130,23 @@ func (x *exchange) readAnswer(up netloop.Conn, buf []byte, n int) (_ []byte, hel
 	for {
 		head, bad := scan.Scan(buf[:n])
 		if bad != nil {
-			return buf, n, 0, fail(UpstreamInvalid)
+			return buf, n, 0, failure{reason: UpstreamInvalid, detail: bad.Text}
 		}
 		if head > 0 {
 			return buf, n, head, failure{}
 		}
-		if n == len(buf)-tail {
-			longer := make([]byte, http1.MaxHead+tail)
+		if n == len(buf)-slack {
+			longer := x.room(http1.MaxHead + slack)
 			copy(longer, buf)
-			x.loop.Free(buf)
-			buf = longer
+			x.free(buf)
+			buf = longer[:http1.MaxHead+slack]
 		}
-		k, err := x.readUpstream(up, buf[n:len(buf)-tail])
+		k, err := x.readUpstream(up, buf[n:len(buf)-slack])
 		n += k
 		if err != nil {
-			return buf, n, 0, x.blame(err)
+			why := x.blame(err)
+			why.cause = err
+			return buf, n, 0, why
 		}
 	}
 }
@@ -155,8 +180,11 @@ func (x *exchange) blame(err error) failure {
 	return fail(UpstreamClosed)
 }
 
+// spliceFrom is the length of what is left of a body from which on it is moved within the kernel.
+const spliceFrom = 32 << 10
+
 // relay sends the answer, whose head is buf[:head] and of which n bytes are held, to the client.
-func (x *exchange) relay(e *pool.Endpoint, up netloop.Conn, buf []byte, head, n int) outcome {
+func (x *exchange) relay(e *pool.Endpoint, s *pool.Settings, up netloop.Conn, buf []byte, head, n int) outcome {
 	r := &x.resp
 	framing := http1.AsIs
 	chunks := http1.Chunked{Trailers: true}
@@ -167,14 +195,18 @@ func (x *exchange) relay(e *pool.Endpoint, up netloop.Conn, buf []byte, head, n 
 		framing = http1.AsChunks
 	}
 	x.keep = x.keep && framing != http1.TillClose && !x.bodyPending()
-	out := http1.AppendResponse(x.scratch(), r, framing, x.req.Minor, x.keep)
+	edit := http1.Edit(x.rules.Response)
+	out := http1.AppendResponse(x.scratch(), r, framing, x.req.Minor, x.keep, &edit)
 
 	// The part of the body that came with the head goes out with it, in one write.
 	left, from, to := r.Length, head, n
-	complete, extra := false, false
+	started, moved := x.loop.Now(), int64(0)
+	complete, extra, spliced := false, false, false
 	var why failure
 	for first := true; ; first = false {
 		switch {
+		case spliced:
+			complete = left == 0
 		case r.Chunked:
 			start, end, used, bad := chunks.Filter(buf, from, to)
 			if bad != nil {
@@ -202,6 +234,9 @@ func (x *exchange) relay(e *pool.Endpoint, up netloop.Conn, buf []byte, head, n 
 		}
 		if complete {
 			x.unload()
+			if x.upload != nil && x.bodyPending() {
+				x.upload.stop() // whatever the client sends after the answer goes nowhere
+			}
 		}
 		piece := buf[from:to]
 		if first {
@@ -209,9 +244,9 @@ func (x *exchange) relay(e *pool.Endpoint, up netloop.Conn, buf []byte, head, n 
 			x.out, piece = out, out
 		}
 		if len(piece) > 0 {
-			x.conn.SetWriteDeadline(x.loop.Now().Add(x.timeouts.IdleBody))
+			x.conn.SetWriteDeadline(x.progress(started, moved))
 			k, err := x.conn.Write(piece)
-			x.rec.BytesOut += int64(k)
+			moved += int64(k)
 			if err != nil {
 				why = fail(ClientClosed)
 			}
@@ -219,14 +254,34 @@ func (x *exchange) relay(e *pool.Endpoint, up netloop.Conn, buf []byte, head, n 
 		if complete || why.reason != "" {
 			break
 		}
-		up.SetReadDeadline(x.loop.Now().Add(x.timeouts.IdleBody))
+		up.SetReadDeadline(x.progress(started, moved))
+		if left >= spliceFrom {
+			x.conn.SetWriteDeadline(x.progress(started, moved))
+			k, rerr, werr := netloop.Splice(x.conn, up, left, x.watched())
+			left -= k
+			moved += k
+			switch {
+			case errors.Is(rerr, errors.ErrUnsupported):
+			case werr != nil:
+				why = fail(ClientClosed)
+			case rerr != nil:
+				why = x.blame(rerr)
+			default:
+				from, to, spliced = 0, 0, true
+				continue
+			}
+			if why.reason != "" {
+				break
+			}
+		}
+		spliced = false
 		k, err := x.readUpstream(up, buf[http1.Headroom:len(buf)-tail])
 		if err == io.EOF && r.UntilClose {
 			complete = true
 			x.unload()
 			if framing == http1.AsChunks {
 				k, err := x.conn.Write(lastChunk)
-				x.rec.BytesOut += int64(k)
+				moved += int64(k)
 				if err != nil {
 					why = fail(ClientClosed)
 				}
@@ -240,12 +295,13 @@ func (x *exchange) relay(e *pool.Endpoint, up netloop.Conn, buf []byte, head, n 
 		from, to = http1.Headroom, http1.Headroom+k
 	}
 
+	x.rec.BytesOut += moved
 	x.rec.Status, x.rec.Reason = r.Status, why.reason
 	if why.reason == ClientClosed {
 		x.rec.Status = why.code()
 	}
 	if complete && why.reason == "" && r.KeepAlive && !extra && !x.bodyPending() && !e.Retired() {
-		x.loop.Park(e, up, upstreamIdle)
+		x.park(e, s, up)
 	} else {
 		up.Close()
 	}
@@ -260,6 +316,10 @@ func (x *exchange) relay(e *pool.Endpoint, up netloop.Conn, buf []byte, head, n 
 	}
 	return outcome{answered: true, keep: x.keep}
 }
+
+// slack is how many bytes stay free behind what is read with a head, so that what a head gains on its way still goes out
+// with what was read behind it, from a buffer of the same length.
+const slack = 512
 
 // tail is how many bytes stay free behind what is read, for the line end that [frameChunk] writes.
 const tail = 2

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 type body struct {
 	done   bool  // all of it was taken from the client
 	left   int64 // by Content-Length: still to be taken
+	taken  int64 // of a chunked one, with its framing
 	chunks http1.Chunked
 }
 
@@ -23,32 +25,76 @@ func (x *exchange) bodyPending() bool {
 	return !x.body.done
 }
 
-// takeBody appends to x.out what x.in holds of the body behind the head, and sets x.next to what follows.
-func (x *exchange) takeBody(head int) *http1.Error {
+// frame finds out how much of the body has come with the head. A chunked one is not looked at yet.
+func (x *exchange) frame() {
+	x.next = x.head
+	if x.req.Chunked {
+		x.body = body{}
+		return
+	}
+	n := int(min(int64(x.n-x.head), x.req.Length))
+	x.next += n
+	x.body = body{left: x.req.Length - int64(n), done: x.req.Length == int64(n)}
+}
+
+// hold reads the rest of a body that is short enough to be kept, so that the request can be sent again and a slow client
+// does not hold an endpoint.
+func (x *exchange) hold() failure {
+	if x.body.done || x.req.Chunked || x.req.Continue || x.req.Length > int64(x.retries.Buffer) {
+		return failure{}
+	}
+	started, length := x.loop.Now(), int(x.req.Length)
+	into, have := x.in[x.head:], x.next-x.head
+	if len(into) < length {
+		into = x.room(length)
+		copy(into, x.in[x.head:x.next])
+		x.kept = into
+	}
+	for have < length {
+		x.conn.SetReadDeadline(x.progress(started, int64(have)))
+		n, err := x.conn.Read(into[have:length])
+		have += n
+		if err != nil {
+			if isTimeout(err) {
+				return fail(RequestTimeout)
+			}
+			return fail(ClientClosed)
+		}
+	}
+	if x.kept != nil {
+		x.kept = into[:length]
+	} else {
+		x.n, x.next = x.head+length, x.head+length
+	}
+	x.body = body{done: true}
+	return failure{}
+}
+
+// takeBody appends to x.out what is held of the body, and sets x.next to what follows it.
+func (x *exchange) takeBody() *http1.Error {
 	b := &x.body
-	*b = body{}
-	x.next = head
-	x.rec.BytesIn = int64(head)
-	have := x.in[head:x.n]
 	if !x.req.Chunked {
-		n := int(min(int64(len(have)), x.req.Length))
-		x.out = append(x.out, have[:n]...)
-		x.next += n
-		x.rec.BytesIn += int64(n)
-		b.left = x.req.Length - int64(n)
-		b.done = b.left == 0
+		if x.kept != nil {
+			x.out = append(x.out, x.kept...)
+		} else {
+			x.out = append(x.out, x.in[x.head:x.next]...)
+		}
+		x.rec.BytesIn = int64(x.head) + x.req.Length - b.left
 		return nil
 	}
+	have := x.in[x.head:x.n]
 	at := len(x.out)
 	x.out = append(x.out, make([]byte, http1.Headroom)...)
 	x.out = append(x.out, have...)
+	*b = body{}
 	start, end, used, err := b.chunks.Filter(x.out, at+http1.Headroom, len(x.out))
 	if err != nil {
 		return err
 	}
 	x.out = x.out[:at+copy(x.out[at:], x.out[start:end])]
-	x.next += used
-	x.rec.BytesIn += int64(used)
+	x.next = x.head + used
+	x.rec.BytesIn = int64(x.next)
+	b.taken = int64(used)
 	b.done = b.chunks.Done()
 	return nil
 }
@@ -69,26 +115,41 @@ type upload struct {
 }
 
 // startUpload begins to stream. From here on the request cannot be repeated.
-func (x *exchange) startUpload(to netloop.Conn, answerIn time.Duration) {
+func (x *exchange) startUpload(to netloop.Conn, headBy time.Time) {
 	u := &upload{x: x, to: to, buf: x.loop.Buffer()}
 	x.upload = u
-	u.task = x.loop.Go(func() { u.run(answerIn) })
+	u.task = x.loop.Go(func() { u.run(headBy) })
 }
 
-func (u *upload) run(answerIn time.Duration) {
+func (u *upload) run(headBy time.Time) {
 	x, b := u.x, &u.x.body
+	started, most := x.loop.Now(), x.mostBody()
 	for !b.done {
-		x.conn.SetReadDeadline(x.loop.Now().Add(x.timeouts.IdleBody))
+		by := x.progress(started, u.bytes.Load())
+		x.conn.SetReadDeadline(by)
 		if u.stopping.Load() {
 			return
 		}
+		if b.left >= spliceFrom {
+			u.to.SetWriteDeadline(by)
+			n, rerr, werr := netloop.Splice(u.to, x.conn, b.left, nil)
+			u.bytes.Add(n)
+			b.left -= n
+			switch {
+			case errors.Is(rerr, errors.ErrUnsupported):
+			case werr != nil:
+				return
+			case rerr != nil:
+				u.lost(rerr)
+				return
+			default:
+				b.done = b.left == 0
+				continue
+			}
+		}
 		n, err := x.conn.Read(u.buf[http1.Headroom:])
 		if err != nil {
-			if isTimeout(err) {
-				u.fail(fail(RequestTimeout))
-			} else {
-				u.fail(fail(ClientClosed))
-			}
+			u.lost(err)
 			return
 		}
 		from, to := http1.Headroom, http1.Headroom+n
@@ -97,6 +158,10 @@ func (u *upload) run(answerIn time.Duration) {
 			start, end, used, bad := b.chunks.Filter(u.buf, from, to)
 			if bad != nil {
 				u.fail(refused(bad))
+				return
+			}
+			if b.taken += int64(used); most > 0 && b.taken > most {
+				u.fail(fail(BodyTooLong))
 				return
 			}
 			u.rest = all[from+used:]
@@ -110,13 +175,22 @@ func (u *upload) run(answerIn time.Duration) {
 			b.done = b.left == 0
 		}
 		u.bytes.Add(int64(n))
-		u.to.SetWriteDeadline(x.loop.Now().Add(x.timeouts.IdleBody))
+		u.to.SetWriteDeadline(x.progress(started, u.bytes.Load()))
 		if _, err := u.to.Write(u.buf[from:to]); err != nil {
 			return // the upstream takes no more; its answer, or the lack of one, says why
 		}
 	}
-	u.to.SetReadDeadline(x.loop.Now().Add(answerIn))
+	u.to.SetReadDeadline(x.answerBy(headBy))
 	u.finished.Store(true)
+}
+
+// lost ends the exchange because the rest of the body does not come.
+func (u *upload) lost(err error) {
+	if isTimeout(err) {
+		u.fail(fail(RequestTimeout))
+	} else {
+		u.fail(fail(ClientClosed))
+	}
 }
 
 // fail ends the exchange from the client's side: the upstream must not take what it got for a whole request, and whoever
@@ -130,15 +204,20 @@ func (u *upload) fail(why failure) {
 	u.to.Abort()
 }
 
-// end stops the upload, if it still runs, and waits for it. The upstream connection cannot be used any more unless the
+// stop stops the upload, if it still runs, and waits for it. The upstream connection cannot be used any more unless the
 // upload had finished.
-func (u *upload) end() {
+func (u *upload) stop() {
 	if !u.finished.Load() {
 		u.stopping.Store(true)
 		u.to.Close()
 		u.x.conn.SetReadDeadline(longAgo)
 	}
 	u.task.Wait()
+}
+
+// end stops the upload and takes over what it holds of the next request.
+func (u *upload) end() {
+	u.stop()
 	x := u.x
 	x.n, x.next = copy(x.in, u.rest), 0
 	x.loop.Free(u.buf)

@@ -1,10 +1,12 @@
 package proxy
 
 import (
+	"sync"
 	"time"
 
 	"github.com/rota-lb/rota/balancer/internal/http1"
 	"github.com/rota-lb/rota/balancer/internal/netloop"
+	"github.com/rota-lb/rota/balancer/internal/route"
 	"github.com/rota-lb/rota/balancer/pool"
 )
 
@@ -14,21 +16,30 @@ type exchange struct {
 	proxy    *Proxy
 	conn     netloop.Conn
 	loop     netloop.Loop
-	timeouts *Timeouts
+	settings *Settings
 
-	req  http1.Request
-	resp http1.Response
-	rec  Record
+	req   http1.Request
+	resp  http1.Response
+	rec   Record
+	match route.Request
+	rules *route.Rules // of the route; never nil once there is one
+	// timeouts and retries are those of the route.
+	timeouts route.Timeouts
+	retries  route.Retries
+	deadline time.Time // of the whole exchange; zero is none
 
 	in   []byte // bytes from the client: in[:n] is held, in[:next] is used up
 	n    int
 	next int
 	head int       // length of the request head in in
+	kept []byte    // the whole body, if it is held and in has no room for it; else nil
 	hop  http1.Hop // what the upstream is told of the way it came
+	id   [32]byte  // a request id of our own
 	out  []byte    // the request as it goes upstream; later the head of the answer as it goes to the client; nil between
 	keep bool      // the client connection goes on after this exchange
 
 	load   *pool.Endpoint // counts this exchange
+	queue  *queue         // of those who wait for load's service; nil when nobody can
 	body   body
 	upload *upload // of the attempt in progress, when the body is being streamed
 }
@@ -36,7 +47,7 @@ type exchange struct {
 // serve reads and answers requests until there is none left to be read. It returns how long the connection may stay
 // idle; zero closes it.
 func (x *exchange) serve(c netloop.Conn) time.Duration {
-	x.conn, x.loop, x.timeouts = c, c.Loop(), x.proxy.timeouts.Load()
+	x.conn, x.loop, x.settings = c, c.Loop(), x.proxy.settings.Load()
 	x.in, x.n, x.next = x.loop.Buffer(), 0, 0
 	defer x.release()
 	for {
@@ -45,7 +56,7 @@ func (x *exchange) serve(c netloop.Conn) time.Duration {
 			return 0
 		}
 		if x.n = copy(x.in, x.in[x.next:x.n]); x.n == 0 {
-			return x.timeouts.KeepAlive
+			return x.proxy.Guard.keepAlive(x.settings.KeepAlive)
 		}
 	}
 }
@@ -53,17 +64,46 @@ func (x *exchange) serve(c netloop.Conn) time.Duration {
 // release gives back what was borrowed, also after a panic.
 func (x *exchange) release() {
 	x.unload()
-	x.loop.Free(x.in)
-	x.loop.Free(x.out)
+	x.free(x.in)
+	x.free(x.out)
+	x.free(x.kept)
 	x.rec = Record{}
-	x.conn, x.loop, x.in, x.out, x.upload = nil, nil, nil, nil, nil
+	x.conn, x.loop, x.in, x.out, x.kept, x.upload, x.rules = nil, nil, nil, nil, nil, nil, nil
+	x.hop, x.match = http1.Hop{}, route.Request{}
+	x.req.Reset()
+}
+
+// long is the length of the buffers for what does not fit into one of the loop's: a head of any length with some body.
+const long = http1.MaxHead + netloop.BufferSize
+
+var longBuffers = sync.Pool{New: func() any { return new([long]byte) }}
+
+// room lends a buffer of at least n bytes.
+func (x *exchange) room(n int) []byte {
+	switch {
+	case n <= netloop.BufferSize:
+		return x.loop.Buffer()
+	case n <= long:
+		return longBuffers.Get().(*[long]byte)[:]
+	}
+	return make([]byte, n)
+}
+
+// free takes back a buffer from room.
+func (x *exchange) free(b []byte) {
+	switch cap(b) {
+	case netloop.BufferSize:
+		x.loop.Free(b)
+	case long:
+		longBuffers.Put((*[long]byte)(b[:long]))
+	}
 }
 
 // readHead reads until a whole head is in x.in and returns its length. When it returns false, the client was told why,
 // if it is there to be told.
 func (x *exchange) readHead() (int, bool) {
 	var scan http1.Scanner
-	x.conn.SetReadDeadline(x.loop.Now().Add(x.timeouts.RequestHead))
+	x.conn.SetReadDeadline(x.loop.Now().Add(x.settings.RequestHead))
 	for fresh := true; ; {
 		if fresh && x.n >= 2 {
 			// One empty line before a request is overlooked (RFC 9112 §2.2).
@@ -82,7 +122,10 @@ func (x *exchange) readHead() (int, bool) {
 			return end, true
 		}
 		if x.n == len(x.in) {
-			x.in = append(make([]byte, 0, http1.MaxHead+netloop.BufferSize), x.in...)[:http1.MaxHead]
+			longer := x.room(long)
+			copy(longer, x.in)
+			x.free(x.in)
+			x.in = longer[:http1.MaxHead]
 		}
 		n, err := x.conn.Read(x.in[x.n:])
 		x.n += n
@@ -96,24 +139,28 @@ func (x *exchange) readHead() (int, bool) {
 	}
 }
 
-// begin starts the record of an exchange.
+// begin starts the record of an exchange. Without a head there is no request: the last one's is forgotten.
 func (x *exchange) begin(head []byte) {
+	if head == nil {
+		x.req.Reset()
+		x.hop = http1.Hop{}
+	}
 	x.rec = Record{
 		Loop: x.loop.Index(), Start: x.loop.Now(), Client: x.conn.Remote(), Table: x.proxy.store.Load(),
 		BytesIn: int64(len(head)),
 	}
-	x.keep, x.body = false, body{}
+	x.keep, x.body, x.rules, x.deadline = false, body{}, &plainRules, time.Time{}
+	x.timeouts, x.retries = x.settings.Timeouts, x.settings.Retries
 }
+
+// plainRules are those of a route that has none.
+var plainRules route.Rules
 
 // exchange does one request, whose head is x.in[:head]. It reports whether the connection can go on; then x.next is
 // where the next request begins.
 func (x *exchange) exchange(head int) (keep bool) {
 	x.begin(x.in[:head])
-	defer func() {
-		if x.upload != nil {
-			x.upload.end()
-		}
-	}()
+	defer x.end()
 	r, rec := &x.req, &x.rec
 	if bad := r.Parse(x.in[:head]); bad != nil {
 		rec.Method = r.Method
@@ -122,33 +169,89 @@ func (x *exchange) exchange(head int) (keep bool) {
 	rec.Method, rec.Host, rec.Path, rec.Query, rec.Minor = r.Method, r.Host, r.Path, r.Query, r.Minor
 	rec.UserAgent = r.UserAgent()
 	x.keep = r.KeepAlive && !x.proxy.draining.Load()
+	x.head = head
+	x.frame()
+	x.identify()
 
-	rt, pl, strip := rec.Table.Match(r.Host, r.Path)
-	rec.Route = rt
-	x.head, x.hop = head, http1.Hop{Client: rec.Client.Addr(), Via: via, Strip: strip}
+	x.match = route.Request{Method: r.Method, Host: r.Host, Path: r.Path, Query: r.Query, Fields: r}
+	to := rec.Table.Match(&x.match)
+	rec.Route = to.Route
+	switch {
+	case to.Route == nil && rec.Table.Generation == 0:
+		return x.answer(fail(NotSynced))
+	case to.Route == nil:
+		return x.answer(fail(NoRoute))
+	}
+	if to.Route.Rules != nil {
+		x.rules = to.Route.Rules
+		x.apply()
+	}
+	if r.EncodedSlash && !to.Route.Exact && (to.Route.Path != "" || to.Strip > 0) {
+		return x.answer(refused(http1.ErrPath))
+	}
+	if why := x.admit(to.Route); why.reason != "" {
+		return x.answer(why)
+	}
+	if x.rules.Redirect != nil {
+		return x.redirect()
+	}
+	if to.Pool == nil {
+		return x.answer(fail(NoUpstream))
+	}
+	rec.Service = to.Pool.Service
+	x.hop.Strip, x.hop.Prefix = to.Strip, x.rules.Prefix
+	x.hop.Edit = http1.Edit(x.rules.Request)
+	x.hop.Upgrade = x.upgradable()
+	if why := x.hold(); why.reason != "" {
+		return x.answer(why)
+	}
 	if bad := x.compose(); bad != nil {
 		return x.answer(refused(bad))
 	}
-	switch {
-	case rt == nil && rec.Table.Generation == 0:
-		return x.answer(fail(NotSynced))
-	case rt == nil:
-		return x.answer(fail(NoRoute))
-	case r.EncodedSlash && !rt.Exact && rt.Path != "":
-		return x.answer(refused(http1.ErrPath))
-	case pl == nil:
-		return x.answer(fail(NoUpstream))
+	if to.Mirror != nil {
+		x.mirror(to.Mirror)
 	}
-	rec.Service = pl.Service
-	pl.Service.Take()
-	defer pl.Service.Release()
-	return x.attempts(pl, rt.Timeout)
+	rec.Service.Take()
+	defer rec.Service.Release()
+	return x.attempts(to.Pool, to.Route.Timeout)
+}
+
+// end ends what an exchange leaves behind.
+func (x *exchange) end() {
+	if x.upload != nil {
+		x.upload.end()
+	}
+	x.free(x.kept)
+	x.kept = nil
+}
+
+// apply takes over what the route says differently.
+func (x *exchange) apply() {
+	instead(&x.timeouts.Connect, x.rules.Timeouts.Connect)
+	instead(&x.timeouts.ResponseHead, x.rules.Timeouts.ResponseHead)
+	instead(&x.timeouts.IdleBody, x.rules.Timeouts.IdleBody)
+	instead(&x.timeouts.Tunnel, x.rules.Timeouts.Tunnel)
+	instead(&x.timeouts.Request, x.rules.Timeouts.Request)
+	instead(&x.retries.Attempts, x.rules.Retries.Attempts)
+	instead(&x.retries.Budget, x.rules.Retries.Budget)
+	instead(&x.retries.Buffer, x.rules.Retries.Buffer)
+}
+
+func instead[T comparable](v *T, value T) {
+	var zero T
+	if value != zero {
+		*v = value
+	}
 }
 
 // compose builds the request as it goes upstream in x.out: head, and what is held of the body.
 func (x *exchange) compose() *http1.Error {
-	x.out = http1.AppendRequest(x.scratch(), &x.req, &x.hop)
-	return x.takeBody(x.head)
+	if need := x.n + 1024 + len(x.kept); cap(x.out) < need {
+		x.free(x.out)
+		x.out = x.room(need)
+	}
+	x.out = http1.AppendRequest(x.out[:0], &x.req, &x.hop)
+	return x.takeBody()
 }
 
 // scratch is x.out, emptied.
@@ -160,22 +263,30 @@ func (x *exchange) scratch() []byte {
 }
 
 // attempts tries endpoints until one answers or there is no use in going on.
-func (x *exchange) attempts(pl *pool.Pool, timeout time.Duration) (keep bool) {
-	if timeout <= 0 {
-		timeout = x.timeouts.ResponseHead
+func (x *exchange) attempts(pl *pool.Pool, headIn time.Duration) (keep bool) {
+	s, service := pl.SettingsOf(), pl.Service
+	service.Earn(x.retries.Budget)
+	var headBy time.Time
+	if headIn > 0 {
+		headBy = x.rec.Start.Add(headIn)
+	}
+	if x.timeouts.Request > 0 {
+		x.deadline = x.rec.Start.Add(x.timeouts.Request)
 	}
 	why := fail(NoUpstream)
 	var tried [maxAttempts]*pool.Endpoint
 	n, fresh := 0, false
-	for x.rec.Attempts < maxAttempts {
-		e := pl.Pick(tried[:n]...)
+	for x.rec.Attempts < min(x.retries.Attempts, maxAttempts) {
+		e, busy := x.pick(pl, s, tried[:n])
+		if busy.reason != "" {
+			why = busy
+		}
 		if e == nil {
 			break
 		}
 		x.rec.Attempts++
 		x.rec.Endpoint, x.load = e, e
-		e.Take()
-		outcome := x.attempt(e, fresh, timeout)
+		outcome := x.attempt(e, s, fresh, headBy)
 		x.unload()
 		if outcome.answered {
 			return outcome.keep
@@ -184,16 +295,22 @@ func (x *exchange) attempts(pl *pool.Pool, timeout time.Duration) (keep bool) {
 		if why.reason.upstream() {
 			e.Stats().Record(0, x.loop.Now().Sub(x.rec.Start))
 		}
-		if !outcome.again {
+		if !outcome.again || expired(x.deadline, x.loop.Now()) || expired(headBy, x.loop.Now()) {
 			break
 		}
-		if fresh = outcome.stale; !fresh {
-			tried[n] = e
-			n++
+		if fresh = outcome.stale; fresh {
+			continue // the same endpoint most likely, on a new connection: nothing is asked of it twice
 		}
+		if !outcome.free && !service.Spend() {
+			break
+		}
+		tried[n] = e
+		n++
 	}
 	return x.answer(why)
 }
+
+func expired(deadline, now time.Time) bool { return !deadline.IsZero() && !now.Before(deadline) }
 
 // unload counts the exchange out of the endpoint it is on. That is done as soon as the endpoint has nothing more to do for
 // it, before the client has the end of the answer: its next request must find the endpoint free.
@@ -201,7 +318,34 @@ func (x *exchange) unload() {
 	if x.load != nil {
 		x.load.Release()
 		x.load = nil
+		if x.queue != nil {
+			x.queue.next(x.loop)
+			x.queue = nil
+		}
 	}
+}
+
+// by is d from now, but not after the deadline of the exchange.
+func (x *exchange) by(d time.Duration) time.Time {
+	t := x.loop.Now().Add(d)
+	if !x.deadline.IsZero() && x.deadline.Before(t) {
+		return x.deadline
+	}
+	return t
+}
+
+// progress is when the next bytes of a body must have come, or gone, of which so many have since started: within the idle
+// time, and once that has passed, at the least rate on average. Whoever makes progress gets more time, but a byte now and
+// then is none.
+func (x *exchange) progress(started time.Time, bytes int64) time.Time {
+	t := x.by(x.timeouts.IdleBody)
+	if x.settings.MinRate > 0 {
+		slowest := started.Add(x.timeouts.IdleBody + time.Duration(bytes/x.settings.MinRate)*time.Second)
+		if slowest.Before(t) {
+			return slowest
+		}
+	}
+	return t
 }
 
 // answer ends an exchange with an answer of our own and reports whether the connection goes on.
@@ -212,7 +356,11 @@ func (x *exchange) answer(f failure) (keep bool) {
 		return false
 	}
 	x.keep = x.keep && !x.bodyPending()
-	out := f.appendAnswer(x.scratch(), x.loop.Now(), x.keep, x.req.IsHead() && len(x.rec.Method) > 0)
+	return x.say(f.appendAnswer(x.scratch(), x))
+}
+
+// say ends an exchange with an answer of our own that is built in out.
+func (x *exchange) say(out []byte) (keep bool) {
 	x.out = out
 	x.conn.SetWriteDeadline(x.loop.Now().Add(x.timeouts.IdleBody))
 	n, err := x.conn.Write(out)

@@ -105,7 +105,7 @@ func malformed() map[string]string {
 func TestMalformedRequests(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		up := echo(t)
-		r := start(t, engine, Timeouts{}, up.address)
+		r := start(t, engine, Settings{}, up.address)
 		table := malformed()
 		t.Logf("%d malformed requests", len(table))
 		t.Run("all", func(t *testing.T) {
@@ -153,7 +153,7 @@ func TestMalformedChunks(t *testing.T) {
 				t.Parallel()
 				for _, split := range []bool{false, true} {
 					up := echo(t)
-					r := start(t, engine, Timeouts{}, up.address)
+					r := start(t, engine, Settings{}, up.address)
 					c := r.dial()
 					head := "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 					if split { // the body comes after the head has gone to the upstream
@@ -207,7 +207,7 @@ func TestNormalisedRequests(t *testing.T) {
 		} {
 			t.Run(name, func(t *testing.T) {
 				up := echo(t)
-				r := start(t, engine, Timeouts{}, up.address)
+				r := start(t, engine, Settings{}, up.address)
 				c := r.dial()
 				c.send(tc.send)
 				if resp, body := c.answer("GET"); resp.StatusCode != 200 {
@@ -235,7 +235,7 @@ func TestPathsStayUnderTheirPrefix(t *testing.T) {
 	}
 	eachEngine(t, func(t *testing.T, engine string) {
 		up := echo(t)
-		r := start(t, engine, Timeouts{}, up.address)
+		r := start(t, engine, Settings{}, up.address)
 		refused, served := 0, 0
 		for _, host := range []string{"prefix", "strip", "exact"} {
 			for _, p := range paths {

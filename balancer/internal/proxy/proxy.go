@@ -1,55 +1,87 @@
-// Package proxy is the exchange: match, pick, attempt, relay, outcome.
+// Package proxy is the exchange: match, admit, pick, attempt, relay, outcome; and the tunnel that an upgrade leads to.
 //
 // A [Proxy] serves client connections of a netloop engine. For each request it loads the table once, finds the route,
-// picks an endpoint, sends the request there and relays the answer; bodies stream both ways with the back-pressure of the
-// sockets. A failure before the first byte of the answer is tried on another endpoint when the request was provably not
-// sent, or may be repeated and is still held in full. Every failure becomes a status, a reason and a body in one place
-// ([failure]). What became of an exchange is told to the [Observer].
+// asks whether the request may go on now (limits, shedding), picks an endpoint, sends the request there and relays the
+// answer; bodies stream both ways with the back-pressure of the sockets, large ones within the kernel. A failure before
+// the first byte of the answer is tried on another endpoint when the request was provably not sent, or may be repeated and
+// is still held in full, within the service's retry budget. Every failure becomes a status, a reason and a body in one
+// place ([failure]). What became of an exchange is told to the [Observer].
 //
-// The package knows no etcd, no configuration file and no registry: only tables.
+// The package knows no etcd, no configuration file and no registry: only tables and [Settings].
 package proxy
 
 import (
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/rota-lb/rota/balancer/internal/limit"
 	"github.com/rota-lb/rota/balancer/internal/netloop"
 	"github.com/rota-lb/rota/balancer/internal/route"
 	"github.com/rota-lb/rota/balancer/pool"
 )
 
-// Timeouts of exchanges; zero fields take the default. See config.Timeouts for what each means.
-type Timeouts struct {
-	Connect      time.Duration // 1s
-	ResponseHead time.Duration // 30s
-	IdleBody     time.Duration // 60s
-	RequestHead  time.Duration // 10s
-	KeepAlive    time.Duration // 75s
+// Settings hold for all routes that do not say otherwise; zero fields take the default. See config for what each means.
+type Settings struct {
+	RequestHead time.Duration // 10s
+	KeepAlive   time.Duration // 75s
+	// Timeouts are 1s, 30s, 60s, 1h and none.
+	Timeouts route.Timeouts
+	// Retries are 3, 20 and 16 KiB.
+	Retries route.Retries
+	MaxBody int64 // 0 is no limit
+	MinRate int64 // bytes a second; 500, negative is none
+	// Trusted are the networks whose word on where a request came from counts; TrustUnix says so of unix sockets.
+	Trusted   []netip.Prefix
+	TrustUnix bool
+	// RequestID is the field that carries the id of a request; empty is none.
+	RequestID string
+
+	requestIDLower string
 }
 
-func (t Timeouts) withDefaults() Timeouts {
-	set := func(d *time.Duration, v time.Duration) {
-		if *d <= 0 {
-			*d = v
+func (s Settings) withDefaults() *Settings {
+	orDefault(&s.RequestHead, 10*time.Second)
+	orDefault(&s.KeepAlive, 75*time.Second)
+	orDefault(&s.Timeouts.Connect, time.Second)
+	orDefault(&s.Timeouts.ResponseHead, 30*time.Second)
+	orDefault(&s.Timeouts.IdleBody, time.Minute)
+	orDefault(&s.Timeouts.Tunnel, time.Hour)
+	orDefault(&s.Retries.Attempts, 3)
+	orDefault(&s.Retries.Budget, 20)
+	orDefault(&s.Retries.Buffer, 16<<10)
+	orDefault(&s.MinRate, 500)
+	return &s
+}
+
+func orDefault[T comparable](v *T, value T) {
+	var zero T
+	if *v == zero {
+		*v = value
+	}
+}
+
+// trusts reports whether a peer's word counts. The zero Addr is a unix socket's.
+func (s *Settings) trusts(a netip.Addr) bool {
+	if !a.IsValid() {
+		return s.TrustUnix
+	}
+	for _, p := range s.Trusted {
+		if p.Contains(a) {
+			return true
 		}
 	}
-	set(&t.Connect, time.Second)
-	set(&t.ResponseHead, 30*time.Second)
-	set(&t.IdleBody, 60*time.Second)
-	set(&t.RequestHead, 10*time.Second)
-	set(&t.KeepAlive, 75*time.Second)
-	return t
+	return false
 }
 
 const (
-	maxAttempts  = 3
-	maxInterim   = 8 // 1xx answers to one request
-	upstreamIdle = 60 * time.Second
-	lingerTime   = time.Second
-	lingerBytes  = 256 << 10
-	via          = "rota"
+	maxAttempts = 5
+	maxInterim  = 8 // 1xx answers to one request
+	lingerTime  = time.Second
+	lingerBytes = 256 << 10
+	via         = "rota"
 )
 
 // Observer is told of every exchange that got as far as a request, on the loop, after its last byte. It must not block
@@ -60,12 +92,13 @@ type Observer interface{ Done(r *Record) }
 type Record struct {
 	Loop   int
 	Start  time.Time
-	Client netip.AddrPort
+	Client netip.AddrPort // as a trusted proxy names it, then without port; else the peer
 	TLS    bool
 
 	Method, Host, Path, Query []byte // empty when the head was refused before they were known
 	Minor                     int
 	UserAgent                 []byte
+	ID                        []byte // of the request; empty when there is none
 
 	Route    *route.Route   // nil when none matched
 	Service  *pool.Service  // nil likewise
@@ -77,7 +110,7 @@ type Record struct {
 	Attempts int
 	// UpstreamStatus is the upstream's; zero when it did not answer.
 	UpstreamStatus int
-	BytesIn        int64         // of request bodies
+	BytesIn        int64         // of request bodies, and heads; of a tunnel, what the client has sent
 	BytesOut       int64         // heads and bodies sent to the client
 	Upstream       time.Duration // of the last attempt, to the response head
 	Duration       time.Duration
@@ -85,34 +118,49 @@ type Record struct {
 
 // Proxy serves client connections. It implements netloop.Handler. Use [New].
 type Proxy struct {
+	// Guard sheds load; nil never does. It is set before the first connection.
+	Guard *Guard
+
 	store     *route.Store
 	observer  Observer
-	timeouts  atomic.Pointer[Timeouts]
+	settings  atomic.Pointer[Settings]
 	draining  atomic.Bool
 	nowhere   *pool.Service // counts requests that reached no service
 	exchanges sync.Pool
+	rates     *limit.Table
+	queues    sync.Map // *pool.Service → *queue
+	mirrors   atomic.Int64
+
+	mu      sync.Mutex
+	tunnels map[*tunnel]struct{}
 }
 
 var _ netloop.Handler = (*Proxy)(nil)
 
-// Nowhere is the service label of requests that reached no service: refused ones, and those no route matched.
+// Nowhere is the service label of requests that reached no service: refused ones, redirects, and those no route matched.
 const Nowhere = "_none"
 
 // Unrouted is the service that counts those requests.
 func (p *Proxy) Unrouted() *pool.Service { return p.nowhere }
 
+// rateEntries bounds how many clients the rate limits tell apart at a time.
+const rateEntries = 64 << 10
+
 // New makes a proxy that serves from the tables in store.
-func New(store *route.Store, t Timeouts, o Observer) *Proxy {
-	p := &Proxy{store: store, observer: o, nowhere: pool.NewService(Nowhere)}
+func New(store *route.Store, s Settings, o Observer) *Proxy {
+	p := &Proxy{
+		store: store, observer: o, nowhere: pool.NewService(Nowhere), rates: limit.NewTable(rateEntries),
+		tunnels: map[*tunnel]struct{}{},
+	}
 	p.exchanges.New = func() any { return &exchange{proxy: p} }
-	p.SetTimeouts(t)
+	p.SetSettings(s)
 	return p
 }
 
-// SetTimeouts changes the timeouts of exchanges that begin from now on.
-func (p *Proxy) SetTimeouts(t Timeouts) {
-	t = t.withDefaults()
-	p.timeouts.Store(&t)
+// SetSettings changes the settings of exchanges that begin from now on.
+func (p *Proxy) SetSettings(s Settings) {
+	s.requestIDLower = strings.ToLower(s.RequestID)
+	p.settings.Store(s.withDefaults())
 }
 
 // Drain makes every exchange from now on the last of its connection.

@@ -11,12 +11,14 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/rota-lb/rota/balancer/internal/route"
 )
 
 func TestKeepAliveAndReuse(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		up := echo(t)
-		r := start(t, engine, Timeouts{}, up.address)
+		r := start(t, engine, Settings{}, up.address)
 		c := r.dial()
 		for i := range 20 {
 			c.send(fmt.Sprintf("GET /%d?q=1 HTTP/1.1\r\nHost: A.example.com:81\r\n\r\n", i))
@@ -41,7 +43,7 @@ func TestKeepAliveAndReuse(t *testing.T) {
 func TestForwardedFields(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		up := echo(t)
-		r := start(t, engine, Timeouts{}, up.address)
+		r := start(t, engine, Settings{}, up.address)
 		c := r.dial()
 		c.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close, X-Forwarded-For, x-secret, Host\r\nX-Secret: 1\r\nX-Forwarded-For: 6.6.6.6\r\n" +
 			"X_Forwarded_For: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\nX-Real-IP: 6.6.6.6\r\nTE: trailers, gzip\r\nProxy: http://evil\r\n" +
@@ -82,7 +84,7 @@ func TestBodies(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
 				up := echo(t)
-				r := start(t, engine, Timeouts{}, up.address)
+				r := start(t, engine, Settings{}, up.address)
 				c := r.dial()
 				go io.WriteString(c.Conn, "POST /p HTTP/1.1\r\nHost: a\r\n"+tc.head+"\r\n"+tc.body+"GET /next HTTP/1.1\r\nHost: a\r\n\r\n")
 				resp, body := c.answer("POST")
@@ -128,7 +130,7 @@ func TestResponses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
 				up := scripted(t, tc.answer, tc.last)
-				r := start(t, engine, Timeouts{}, up.address)
+				r := start(t, engine, Settings{}, up.address)
 				c := r.dial()
 				for range 2 {
 					c.send(tc.method + " / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -177,7 +179,7 @@ func TestHostileResponses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
 				up := scripted(t, answer, false)
-				r := start(t, engine, Timeouts{}, up.address)
+				r := start(t, engine, Settings{}, up.address)
 				c := r.dial()
 				c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 				resp, body := c.answer("GET")
@@ -213,7 +215,7 @@ func TestTruncatedResponses(t *testing.T) {
 						io.WriteString(c, rest)
 					}
 				})
-				r := start(t, engine, Timeouts{}, up.address)
+				r := start(t, engine, Settings{}, up.address)
 				c := r.dial()
 				c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 				resp, err := http.ReadResponse(c.r, nil)
@@ -234,7 +236,7 @@ func TestTruncatedResponses(t *testing.T) {
 func TestHTTP10Client(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		up := scripted(t, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n", false)
-		r := start(t, engine, Timeouts{}, up.address)
+		r := start(t, engine, Settings{}, up.address)
 		c := r.dial()
 		c.send("GET / HTTP/1.0\r\n\r\n")
 		all, _ := io.ReadAll(c.r)
@@ -247,7 +249,7 @@ func TestHTTP10Client(t *testing.T) {
 
 func TestPipelining(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
-		r := start(t, engine, Timeouts{}, echo(t).address)
+		r := start(t, engine, Settings{}, echo(t).address)
 		c := r.dial()
 		var all strings.Builder
 		for i := range 49 {
@@ -285,7 +287,7 @@ func TestRetries(t *testing.T) {
 	}
 	eachEngine(t, func(t *testing.T, engine string) {
 		t.Run("refused", func(t *testing.T) {
-			r := start(t, engine, Timeouts{}, dead(t), echo(t).address)
+			r := start(t, engine, Settings{}, dead(t), echo(t).address)
 			c := r.dial()
 			for range 6 { // also a POST: nothing was sent
 				c.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi")
@@ -295,7 +297,7 @@ func TestRetries(t *testing.T) {
 			}
 		})
 		t.Run("all refused", func(t *testing.T) {
-			r := start(t, engine, Timeouts{}, dead(t), dead(t))
+			r := start(t, engine, Settings{}, dead(t), dead(t))
 			c := r.dial()
 			c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 			if resp, _ := c.answer("GET"); resp.StatusCode != 502 || resp.Header.Get("X-Rota-Reason") != "connect_failed" {
@@ -306,7 +308,7 @@ func TestRetries(t *testing.T) {
 			}
 		})
 		t.Run("no endpoint", func(t *testing.T) {
-			r := start(t, engine, Timeouts{})
+			r := start(t, engine, Settings{})
 			c := r.dial()
 			c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 			resp, _ := c.answer("GET")
@@ -317,7 +319,7 @@ func TestRetries(t *testing.T) {
 		t.Run("closed without an answer", func(t *testing.T) {
 			var hits atomic.Int32
 			rude := newUpstream(t, func(c net.Conn, r *bufio.Reader) { http.ReadRequest(r); hits.Add(1) })
-			r := start(t, engine, Timeouts{}, rude.address, echo(t).address)
+			r := start(t, engine, Settings{}, rude.address, echo(t).address)
 			for range 4 {
 				c := r.dial()
 				c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -345,7 +347,7 @@ func TestRetries(t *testing.T) {
 					http.ReadRequest(r)
 				}
 			})
-			r := start(t, engine, Timeouts{}, up.address)
+			r := start(t, engine, Settings{}, up.address)
 			c := r.dial()
 			for i := range 10 {
 				c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -359,7 +361,10 @@ func TestRetries(t *testing.T) {
 
 func TestTimeouts(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
-		short := Timeouts{ResponseHead: 150 * time.Millisecond, RequestHead: 150 * time.Millisecond, IdleBody: 150 * time.Millisecond, KeepAlive: 150 * time.Millisecond}
+		short := Settings{
+			RequestHead: 150 * time.Millisecond, KeepAlive: 150 * time.Millisecond,
+			Timeouts: route.Timeouts{ResponseHead: 150 * time.Millisecond, IdleBody: 150 * time.Millisecond},
+		}
 		silent := newUpstream(t, func(c net.Conn, r *bufio.Reader) { io.Copy(io.Discard, r) })
 		t.Run("response", func(t *testing.T) {
 			r := start(t, engine, short, silent.address)
@@ -419,7 +424,7 @@ func TestClientGoesAway(t *testing.T) {
 				close(gone)
 			}
 		})
-		r := start(t, engine, Timeouts{}, up.address)
+		r := start(t, engine, Settings{}, up.address)
 		c := r.dial()
 		c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 		for up.bytes() == "" {
@@ -451,7 +456,7 @@ func TestExpectContinue(t *testing.T) {
 			body, _ := io.ReadAll(req.Body)
 			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 		})
-		r := start(t, engine, Timeouts{}, up.address)
+		r := start(t, engine, Settings{}, up.address)
 		c := r.dial()
 		c.send("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
 		if resp, _ := c.answer("POST"); resp.StatusCode != 100 {
@@ -471,7 +476,7 @@ func TestEarlyResponse(t *testing.T) {
 			http.ReadRequest(r)
 			io.WriteString(c, "HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig")
 		})
-		r := start(t, engine, Timeouts{}, up.address)
+		r := start(t, engine, Settings{}, up.address)
 		c := r.dial()
 		c.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n")
 		stop := make(chan struct{})
@@ -508,7 +513,7 @@ func TestUploadErrors(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		t.Run("bad chunk later", func(t *testing.T) {
 			up := echo(t)
-			r := start(t, engine, Timeouts{}, up.address)
+			r := start(t, engine, Settings{}, up.address)
 			c := r.dial()
 			c.send("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
 			for !strings.Contains(up.bytes(), "hello") {
@@ -532,7 +537,7 @@ func TestUploadErrors(t *testing.T) {
 				}
 				ended <- err
 			})
-			r := start(t, engine, Timeouts{}, up.address)
+			r := start(t, engine, streaming, up.address)
 			c := r.dial()
 			c.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nabc")
 			for !strings.Contains(up.bytes(), "abc") {
@@ -560,7 +565,7 @@ func TestDrain(t *testing.T) {
 				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 			}
 		})
-		r := start(t, engine, Timeouts{}, up.address)
+		r := start(t, engine, Settings{}, up.address)
 		idle, busy := r.dial(), r.dial()
 		busy.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 		for up.bytes() == "" {
@@ -583,7 +588,7 @@ func TestChurn(t *testing.T) {
 		before := descriptors(t)
 		t.Run("run", func(t *testing.T) {
 			a, b := echo(t), echo(t)
-			r := start(t, engine, Timeouts{}, a.address, b.address)
+			r := start(t, engine, Settings{}, a.address, b.address)
 			stop := make(chan struct{})
 			var publishing sync.WaitGroup
 			publishing.Go(func() {
@@ -646,7 +651,7 @@ func TestChurn(t *testing.T) {
 func TestUnroutedAndErrors(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		up := echo(t)
-		r := start(t, engine, Timeouts{}, up.address)
+		r := start(t, engine, Settings{}, up.address)
 		c := r.dial()
 		c.send("GET /nope HTTP/1.1\r\nHost: prefix.example.com\r\n\r\n") // falls through to "all"
 		if resp, _ := c.answer("GET"); resp.StatusCode != 200 {

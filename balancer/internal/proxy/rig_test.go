@@ -27,6 +27,9 @@ func TestMain(m *testing.M) {
 }
 
 // eachEngine runs a test on both engines.
+// streaming are settings that hold no body.
+var streaming = Settings{Retries: route.Retries{Buffer: 1}}
+
 func eachEngine(t *testing.T, test func(t *testing.T, engine string)) {
 	for _, engine := range []string{netloop.Loops, netloop.Goroutines} {
 		t.Run(engine, func(t *testing.T) { test(t, engine) })
@@ -41,6 +44,9 @@ type rig struct {
 	proxy   *Proxy
 	engine  netloop.Engine
 	service *pool.Service
+	// routes and upstreams are what publish makes a table of.
+	routes    []route.Route
+	upstreams *pool.Settings
 
 	mu      sync.Mutex
 	records []Record
@@ -69,18 +75,29 @@ func (r *rig) wait(n int) []Record {
 	return nil
 }
 
-// start runs a proxy that sends everything to the upstreams.
-func start(t *testing.T, engine string, timeouts Timeouts, upstreams ...string) *rig {
+// start runs a proxy that sends everything to the upstreams. Functions in with may change the rig before it serves.
+func start(t *testing.T, engine string, settings Settings, upstreams ...string) *rig {
+	return startWith(t, engine, settings, func(*rig) {}, upstreams...)
+}
+
+func startWith(t *testing.T, engine string, settings Settings, with func(r *rig), upstreams ...string) *rig {
 	t.Helper()
-	r := &rig{t: t, store: &route.Store{}, service: pool.NewService("s")}
+	r := &rig{t: t, store: &route.Store{}, service: pool.NewService("s"), routes: []route.Route{
+		{Name: "all", Service: "s"},
+		{Name: "prefix", Host: "prefix.example.com", Path: "/pub", Service: "s"},
+		{Name: "strip", Host: "strip.example.com", Path: "/pub", Strip: true, Service: "s"},
+		{Name: "exact", Host: "exact.example.com", Path: "/pub", Exact: true, Service: "s"},
+	}}
+	with(r)
 	r.publish(upstreams...)
 	var err error
 	if r.engine, err = netloop.New(netloop.Options{Engine: engine, Loops: 2,
-		Stale: func(key any) bool { return key.(*pool.Endpoint).Retired() },
-		Panic: func(v any, stack []byte) { t.Errorf("panic: %v\n%s", v, stack) }}); err != nil {
+		Stale:  func(key any) bool { return key.(interface{ Retired() bool }).Retired() },
+		Closed: func(key any, d time.Duration) { key.(interface{ ClosedIdle(time.Duration) }).ClosedIdle(d) },
+		Panic:  func(v any, stack []byte) { t.Errorf("panic: %v\n%s", v, stack) }}); err != nil {
 		t.Fatal(err)
 	}
-	r.proxy = New(r.store, timeouts, r)
+	r.proxy = New(r.store, settings, r)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +106,7 @@ func start(t *testing.T, engine string, timeouts Timeouts, upstreams ...string) 
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { r.engine.Run(ctx); close(ended) }()
-	if _, err := r.engine.Listen(ln, r.proxy); err != nil {
+	if _, err := r.engine.Listen(ln, r.proxy, nil); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cancel(); <-ended })
@@ -101,19 +118,21 @@ func (r *rig) publish(upstreams ...string) {
 	r.t.Helper()
 	var members []pool.Member
 	for i, u := range upstreams {
-		e := pool.NewEndpoint(pool.Key{Service: "s", ID: strconv.Itoa(i), Address: netip.MustParseAddrPort(u)})
+		key := pool.Key{Service: "s", ID: strconv.Itoa(i)}
+		if path, ok := strings.CutPrefix(u, "unix:"); ok {
+			key.Socket = path
+		} else {
+			key.Address = netip.MustParseAddrPort(u)
+		}
+		e := pool.NewEndpoint(key)
 		members = append(members, pool.Member{Endpoint: e, Weight: 100})
 	}
 	p, err := pool.New(r.service, "round_robin", members)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	router := route.NewRouter([]route.Route{
-		{Name: "all", Service: "s"},
-		{Name: "prefix", Host: "prefix.example.com", Path: "/pub", Service: "s"},
-		{Name: "strip", Host: "strip.example.com", Path: "/pub", Strip: true, Service: "s"},
-		{Name: "exact", Host: "exact.example.com", Path: "/pub", Exact: true, Service: "s"},
-	}, func(string) int { return 0 })
+	p.Settings = r.upstreams
+	router := route.NewRouter(r.routes, func(string, route.Subset) int { return 0 })
 	r.store.Publish(r.store.Load().With(route.Change{Revision: 7, Router: router, Pools: map[int]*pool.Pool{0: p}}))
 }
 

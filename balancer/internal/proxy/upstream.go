@@ -1,0 +1,90 @@
+package proxy
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/rota-lb/rota/balancer/internal/netloop"
+	"github.com/rota-lb/rota/balancer/internal/proxyproto"
+	"github.com/rota-lb/rota/balancer/pool"
+)
+
+// claimed is the key under which a connection is kept whose PROXY protocol header names a client: it serves that one only.
+type claimed struct {
+	*pool.Endpoint
+	client netip.AddrPort
+}
+
+// key is what connections to e are kept under.
+func (x *exchange) key(e *pool.Endpoint, s *pool.Settings) any {
+	if s.ProxyProtocol == 0 {
+		return e
+	}
+	return claimed{e, x.conn.Remote()}
+}
+
+// connect returns a connection to an endpoint: one that is kept, unless a fresh one is asked for, or a new one.
+func (x *exchange) connect(e *pool.Endpoint, s *pool.Settings, fresh bool) (up netloop.Conn, reused bool, why failure) {
+	if !fresh {
+		if up = x.loop.Reuse(x.key(e, s)); up != nil {
+			return up, true, failure{}
+		}
+	}
+	by := x.by(x.timeouts.Connect)
+	up, err := dial(x.loop, e, by.Sub(x.loop.Now()))
+	if err != nil {
+		if isTimeout(err) {
+			return nil, false, fail(ConnectTimeout)
+		}
+		return nil, false, fail(ConnectFailed)
+	}
+	if s.ProxyProtocol > 0 {
+		up.SetWriteDeadline(by)
+		if _, err := up.Write(x.proxyHeader(s.ProxyProtocol)); err != nil {
+			up.Close()
+			return nil, false, fail(ConnectFailed)
+		}
+	}
+	if s.IsSecure(e) {
+		up.SetDeadline(by)
+		secure, err := netloop.Client(up, s.TLS)
+		if err != nil {
+			up.Close()
+			return nil, false, failure{reason: TLSFailed, cause: err}
+		}
+		up = secure
+	}
+	return up, false, failure{}
+}
+
+func dial(l netloop.Loop, e *pool.Endpoint, timeout time.Duration) (netloop.Conn, error) {
+	if e.Socket != "" {
+		return l.DialUnix(e.Socket, timeout)
+	}
+	return l.Dial(e.Address, timeout)
+}
+
+// proxyHeader says who the client is, in the PROXY protocol.
+func (x *exchange) proxyHeader(version int) []byte {
+	source := x.rec.Client
+	if source.Port() == 0 {
+		source = netip.AddrPortFrom(source.Addr(), x.conn.Remote().Port())
+	}
+	destination := localAddress(x.conn)
+	if version == 1 {
+		return proxyproto.AppendV1(nil, source, destination)
+	}
+	return proxyproto.AppendV2(nil, source, destination)
+}
+
+func localAddress(c netloop.Conn) netip.AddrPort {
+	if a, ok := c.LocalAddr().(interface{ AddrPort() netip.AddrPort }); ok {
+		return a.AddrPort()
+	}
+	return netip.AddrPort{}
+}
+
+// park keeps a connection for the next exchange.
+func (x *exchange) park(e *pool.Endpoint, s *pool.Settings, up netloop.Conn) {
+	x.loop.Park(x.key(e, s), up, e.KeepIdle(s))
+}
