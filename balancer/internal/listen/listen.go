@@ -35,17 +35,30 @@ func Bind(address string) (net.Listener, error) {
 	return nil, fmt.Errorf("cannot listen on %s: %w", address, err)
 }
 
+// Listener is a bound socket with what serves it.
+type Listener struct {
+	net.Listener
+	Handler   netloop.Handler
+	Admission netloop.Admission // nil admits all
+}
+
 // Server serves listeners on an engine.
 type Server struct {
 	Engine    netloop.Engine
-	Listeners []net.Listener // taken over by Run
-	Handler   netloop.Handler
+	Listeners []Listener // taken over by Run
 	// Open is waited for before connections are served; nil is at once.
 	Open <-chan struct{}
+	// Serving is called when connections are served; nil is nothing.
+	Serving func()
 	// Draining is called when accepting ends, before idle connections are closed; nil is nothing.
 	Draining func()
 	// DrainDelay is how long to go on accepting after ctx has ended; Grace how long exchanges may take after that.
 	DrainDelay, Grace time.Duration
+	// Succeeded ends the delay: somebody else accepts. Nil never does.
+	Succeeded <-chan struct{}
+	// Closed is called when the listeners are closed; nil is nothing. Ending is called when a tenth of Grace is left, at
+	// most a second: for what does not end by itself.
+	Closed, Ending func()
 }
 
 // Run serves until ctx ends, then drains. It returns nil when everything finished in time, else ErrDeadline. A second
@@ -68,20 +81,26 @@ func (s *Server) Run(ctx context.Context, hurry <-chan struct{}) error {
 	}
 	var serving []netloop.Listener
 	for i, ln := range s.Listeners {
-		l, err := s.Engine.Listen(ln, s.Handler)
+		l, err := s.Engine.Listen(ln.Listener, ln.Handler, ln.Admission)
 		if err != nil {
 			closeAll(s.Listeners[i+1:])
 			return err
 		}
 		serving = append(serving, l)
 	}
+	if s.Serving != nil {
+		s.Serving()
+	}
 	<-ctx.Done()
-	wait(s.DrainDelay, hurry)
+	s.delay(hurry)
 	if s.Draining != nil {
 		s.Draining()
 	}
 	for _, l := range serving {
 		l.Close()
+	}
+	if s.Closed != nil {
+		s.Closed()
 	}
 	s.Engine.CloseIdle()
 	return s.drain(hurry)
@@ -93,12 +112,18 @@ func (s *Server) drain(hurry <-chan struct{}) error {
 	defer deadline.Stop()
 	look := time.NewTicker(5 * time.Millisecond)
 	defer look.Stop()
+	ending := time.NewTimer(s.Grace - min(s.Grace/10, time.Second))
+	defer ending.Stop()
 	for {
 		if open, _ := s.Engine.Connections(); open == 0 {
 			return nil
 		}
 		select {
 		case <-look.C:
+		case <-ending.C:
+			if s.Ending != nil {
+				s.Ending()
+			}
 		case <-deadline.C:
 			return ErrDeadline
 		case <-hurry:
@@ -107,19 +132,21 @@ func (s *Server) drain(hurry <-chan struct{}) error {
 	}
 }
 
-func wait(d time.Duration, hurry <-chan struct{}) {
-	if d <= 0 {
+// delay goes on accepting for a while, so that whoever sends traffic here can see that this one is leaving.
+func (s *Server) delay(hurry <-chan struct{}) {
+	if s.DrainDelay <= 0 {
 		return
 	}
-	t := time.NewTimer(d)
+	t := time.NewTimer(s.DrainDelay)
 	defer t.Stop()
 	select {
 	case <-t.C:
+	case <-s.Succeeded:
 	case <-hurry:
 	}
 }
 
-func closeAll(list []net.Listener) {
+func closeAll(list []Listener) {
 	for _, ln := range list {
 		ln.Close()
 	}
