@@ -11,6 +11,7 @@ package balancer
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -51,6 +52,8 @@ type Options struct {
 	Logger *zap.Logger
 	// Version is shown in metrics and status.
 	Version string
+	// Sockets were passed to this process; nil are none.
+	Sockets *Sockets
 }
 
 // Balancer is a daemon. Use [New].
@@ -62,7 +65,10 @@ type Balancer struct {
 	control  *control.Controller
 	proxy    *proxy.Proxy
 	engine   netloop.Engine
-	sockets  []net.Listener
+	sockets  *listen.Sockets
+	serving  []listen.Listener
+	certs    []*listen.Certificates
+	guard    *proxy.Guard
 	admin    net.Listener // nil when off
 	access   *telemetry.AccessLog
 	metrics  *telemetry.Metrics
@@ -70,7 +76,16 @@ type Balancer struct {
 	hurried  sync.Once
 	draining atomic.Bool
 	opened   chan struct{}
+
+	succeed   sync.Once
+	succeeded chan struct{} // closed when a successor accepts
 }
+
+// Sockets are the listening sockets that were passed to this process, by systemd or by a predecessor.
+type Sockets = listen.Sockets
+
+// InheritSockets takes over what was passed to this process. It may be called once.
+func InheritSockets() (*Sockets, error) { return listen.Inherit() }
 
 // New makes a balancer and binds its sockets. Errors say what is wrong and what to do; nothing needs to be closed after
 // one. A Balancer that is never run must be closed.
@@ -78,27 +93,25 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
-	b := &Balancer{options: o, config: cfg, started: time.Now(), hurry: make(chan struct{}), opened: make(chan struct{})}
+	b := &Balancer{options: o, config: cfg, started: time.Now(), hurry: make(chan struct{}), opened: make(chan struct{}), succeeded: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			b.Close()
 		}
 	}()
-	for _, l := range cfg.Listeners {
-		ln, err := listen.Bind(l.Address)
-		if err != nil {
-			return nil, err
-		}
-		b.sockets = append(b.sockets, ln)
+	if b.sockets = o.Sockets; b.sockets == nil {
+		b.sockets = new(listen.Sockets)
 	}
 	if cfg.Admin.Address != "off" {
-		if b.admin, err = listen.Bind(cfg.Admin.Address); err != nil {
+		if b.admin, err = b.sockets.Bind(cfg.Admin.Address, 0); err != nil {
 			return nil, fmt.Errorf("admin: %w", err)
 		}
 	}
 	b.engine, err = netloop.New(netloop.Options{
 		Engine: cfg.Engine, Loops: cfg.Loops, FirstByte: cfg.Timeouts.RequestHead,
-		Stale: func(key any) bool { return key.(*pool.Endpoint).Retired() },
+		Sockets: socketBound(),
+		Stale:   func(key any) bool { return key.(kept).Retired() },
+		Closed:  func(key any, idle time.Duration) { key.(kept).ClosedIdle(idle) },
 		Panic: func(v any, stack []byte) {
 			o.Logger.Error("panic in an exchange; its connection was closed", zap.Any("panic", v), zap.ByteString("stack", stack))
 		},
@@ -110,29 +123,102 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 		return nil, err
 	}
 	b.metrics = telemetry.NewMetrics(o.Version, b.sample)
-	b.proxy = proxy.New(&b.store, timeouts(cfg.Dynamic), observer{b.access})
+	b.proxy = proxy.New(&b.store, settings(cfg.Dynamic), observer{b.access})
+	b.guard = &proxy.Guard{Lag: cfg.Limits.ShedAfter(), Memory: int64(cfg.Limits.Memory), Waiting: b.engine.Lag}
+	if b.guard.Memory == 0 {
+		b.guard.Memory = proxy.MemoryLimit()
+	}
+	b.proxy.Guard = b.guard
+	for _, l := range cfg.Listeners {
+		if err := b.bind(l); err != nil {
+			return nil, err
+		}
+	}
+	b.sockets.Unclaimed()
 	b.control = control.New(control.Options{
 		Registry: o.Registry, Store: &b.store, Logger: o.Logger, Published: b.metrics.EventToRoute,
 	}, cfg.Dynamic)
 	return b, nil
 }
 
+// kept is what connections to upstreams are kept under.
+type kept interface {
+	Retired() bool
+	ClosedIdle(time.Duration)
+}
+
+// bind makes a listener ready to be served.
+func (b *Balancer) bind(l config.Listener) error {
+	door := &listen.Door{Next: b.proxy, Handshake: b.config.Timeouts.Handshake, FirstByte: b.config.Timeouts.RequestHead}
+	var err error
+	if door.Proxies, door.ProxyUnix, err = config.Networks(l.ProxyProtocol); err != nil {
+		return err
+	}
+	if l.Protocol == "https" {
+		certs, err := listen.LoadCertificates(tlsOptions(l.TLS))
+		if err != nil {
+			return fmt.Errorf("listener %s: %w", l.Address, err)
+		}
+		door.TLS = certs.Config()
+		b.certs = append(b.certs, certs)
+	}
+	ln, err := b.sockets.Bind(l.Address, l.FileMode())
+	if err != nil {
+		return err
+	}
+	served := listen.Listener{Listener: ln, Handler: door}
+	if door.TLS == nil && door.Proxies == nil && !door.ProxyUnix {
+		served.Handler = b.proxy
+	}
+	if l.MaxConnections > 0 || l.MaxConnectionsPerClient > 0 {
+		served.Admission = &listen.Limits{Max: l.MaxConnections, PerClient: l.MaxConnectionsPerClient}
+	}
+	b.serving = append(b.serving, served)
+	return nil
+}
+
+func tlsOptions(t config.TLS) listen.TLSOptions {
+	o := listen.TLSOptions{MinVersion: tls.VersionTLS12, ClientCA: t.ClientCA, ClientAuth: tls.RequireAndVerifyClientCert}
+	if t.MinVersion == "1.3" {
+		o.MinVersion = tls.VersionTLS13
+	}
+	if t.ClientAuth == "optional" {
+		o.ClientAuth = tls.VerifyClientCertIfGiven
+	}
+	for _, c := range t.Certificates {
+		o.Pairs = append(o.Pairs, listen.Pair{Cert: c.Cert, Key: c.Key})
+	}
+	return o
+}
+
 // Close closes the sockets of a balancer that is not run.
 func (b *Balancer) Close() {
-	for _, ln := range b.sockets {
+	for _, ln := range b.serving {
 		ln.Close()
 	}
 	if b.admin != nil {
 		b.admin.Close()
 	}
+	if b.sockets != nil {
+		b.sockets.Close()
+	}
 }
 
-func timeouts(d config.Dynamic) proxy.Timeouts {
-	t := d.Timeouts
-	return proxy.Timeouts{
-		Connect: t.Connect, ResponseHead: t.ResponseHead, IdleBody: t.IdleBody,
-		RequestHead: t.RequestHead, KeepAlive: t.KeepAlive,
+// settings are what the proxy wants to know of the configuration.
+func settings(d config.Dynamic) proxy.Settings {
+	trusted, unix, err := config.Networks(d.TrustedProxies)
+	if err != nil {
+		trusted, unix = nil, false // validation lets none through; nobody is trusted
 	}
+	s := proxy.Settings{
+		RequestHead: d.Timeouts.RequestHead, KeepAlive: d.Timeouts.KeepAlive, Timeouts: control.Timeouts(d.Timeouts),
+		Retries: control.Retries(d.Retries), MaxBody: int64(d.Limits.Body), MinRate: int64(d.Limits.MinRate),
+		Trusted: trusted, TrustUnix: unix, RequestID: d.RequestID,
+	}
+	if s.RequestID == "off" {
+		s.RequestID = ""
+	}
+	return s
 }
 
 func accessLog(cfg *config.Config) (*telemetry.AccessLog, error) {
@@ -143,7 +229,7 @@ func accessLog(cfg *config.Config) (*telemetry.AccessLog, error) {
 	case "", "stdout":
 		return telemetry.NewAccessLog(zapcore.Lock(os.Stdout), loops), nil
 	}
-	f, err := os.OpenFile(cfg.Log.Access, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	f, err := telemetry.OpenFile(cfg.Log.Access)
 	if err != nil {
 		return nil, fmt.Errorf("access log: %w", err)
 	}
@@ -153,7 +239,7 @@ func accessLog(cfg *config.Config) (*telemetry.AccessLog, error) {
 // Addresses are the bound addresses of the listeners.
 func (b *Balancer) Addresses() []net.Addr {
 	var list []net.Addr
-	for _, ln := range b.sockets {
+	for _, ln := range b.serving {
 		list = append(list, ln.Addr())
 	}
 	return list
@@ -169,8 +255,41 @@ func (b *Balancer) AdminAddress() net.Addr {
 
 // Reload makes the reloadable part of a configuration current.
 func (b *Balancer) Reload(ctx context.Context, d config.Dynamic) {
-	b.proxy.SetTimeouts(timeouts(d))
+	b.proxy.SetSettings(settings(d))
 	b.control.Reload(ctx, d)
+	for _, c := range b.certs {
+		if swapped, err := c.Reload(); swapped || err != nil {
+			b.certificatesChanged(err)
+		}
+	}
+}
+
+func (b *Balancer) certificatesChanged(err error) {
+	if err != nil {
+		b.options.Logger.Error("new certificates are not used, the old ones stay", zap.Error(err))
+		return
+	}
+	b.options.Logger.Info("new certificates are in use")
+}
+
+// ReopenLogs opens the access log's file anew, after it was moved away.
+func (b *Balancer) ReopenLogs() {
+	if err := b.access.Reopen(); err != nil {
+		b.options.Logger.Error("access log not opened anew, the old file stays", zap.Error(err))
+	}
+}
+
+// Handover starts a successor, gives it the listening sockets, and returns nil when it is warm: then ctx of Run is to be
+// ended. After an error this balancer goes on as if nothing had been.
+func (b *Balancer) Handover(ctx context.Context) error {
+	err := b.sockets.Handover(ctx, listen.Handover{})
+	if err == nil {
+		b.succeed.Do(func() { close(b.succeeded) })
+		if b.admin != nil {
+			b.admin.Close() // who asks for the state of the daemon means the successor
+		}
+	}
+	return err
 }
 
 // Hurry ends the draining of a Run whose ctx has ended. It may be called more than once.
@@ -188,14 +307,18 @@ func (b *Balancer) Run(ctx context.Context) error {
 	defer stop()
 	wg.Go(func() { b.control.Run(behind) })
 	wg.Go(func() { b.access.Run(behind) })
+	wg.Go(func() { b.guard.Run(behind) })
+	for _, c := range b.certs {
+		wg.Go(func() { c.Run(behind, b.certificatesChanged) })
+	}
 	if b.admin != nil {
 		wg.Go(func() { b.serveAdmin(behind) })
 	}
 	wg.Go(func() { b.open(behind) })
 	context.AfterFunc(ctx, func() { b.draining.Store(true) })
 	server := listen.Server{
-		Engine: b.engine, Listeners: b.sockets, Handler: b.proxy, Open: b.opened, Draining: b.proxy.Drain,
-		DrainDelay: b.config.DrainDelay, Grace: b.config.Grace,
+		Engine: b.engine, Listeners: b.serving, Open: b.opened, Serving: b.sockets.Ready, Draining: b.proxy.Drain,
+		DrainDelay: b.config.DrainDelay, Grace: b.config.Grace, Succeeded: b.succeeded, Closed: b.sockets.Close, Ending: b.proxy.EndTunnels,
 	}
 	return server.Run(ctx, b.hurry)
 }
@@ -241,7 +364,7 @@ func (b *Balancer) serveAdmin(ctx context.Context) {
 		srv.Close()
 	})
 	defer stopped()
-	if err := srv.Serve(b.admin); !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(b.admin); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		b.options.Logger.Error("admin API ended", zap.Error(err))
 	}
 }
@@ -269,7 +392,7 @@ func (o observer) Done(r *proxy.Record) {
 	}
 	a := telemetry.Access{
 		Start: r.Start, Client: r.Client, Method: r.Method, Host: r.Host, URI: r.Path, Query: r.Query,
-		UserAgent: r.UserAgent, Minor: r.Minor, Status: r.Status, UpstreamStatus: r.UpstreamStatus,
+		UserAgent: r.UserAgent, ID: r.ID, Minor: r.Minor, Status: r.Status, UpstreamStatus: r.UpstreamStatus,
 		Attempts: r.Attempts, Size: r.BytesOut, BytesRead: r.BytesIn, Duration: r.Duration, UpstreamLatency: r.Upstream,
 		Reason: string(r.Reason), Flag: r.Reason.Flag(), TableRevision: r.Table.Revision,
 	}
@@ -288,7 +411,19 @@ func (o observer) Done(r *proxy.Record) {
 // sample collects the figures for a scrape.
 func (b *Balancer) sample() telemetry.Sample {
 	open, _ := b.engine.Connections()
-	s := telemetry.Sample{OpenConnections: open, AccessLogDropped: b.access.Dropped()}
+	s := telemetry.Sample{
+		OpenConnections: open, AccessLogDropped: b.access.Dropped(), Tunnels: b.proxy.Tunnels(), Shedding: b.guard.Shedding(),
+	}
+	files := map[string]bool{} // listeners may share one
+	for _, c := range b.certs {
+		for _, e := range c.Expiry() {
+			if files[e.File] {
+				continue
+			}
+			files[e.File] = true
+			s.Certificates = append(s.Certificates, telemetry.Certificate{File: e.File, Names: e.Name, NotAfter: e.NotAfter})
+		}
+	}
 	s.Services = append(s.Services, serviceSample(b.proxy.Unrouted()))
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()

@@ -78,8 +78,10 @@ The configuration is defaults < file < ROTA_SECTION_KEY environment < flags. Wit
 -c, ./rota.yaml, $XDG_CONFIG_HOME/rota/rota.yaml and /etc/rota/rota.yaml are looked
 for; without any of them the defaults serve: etcd on 127.0.0.1:2379, listening on :8080.
 
-Signals: HUP reads the file again (a bad one changes nothing), TERM and INT drain and
-end, a second one ends at once.`,
+Signals: HUP reads the file again (a bad one changes nothing) and looks at certificates,
+USR1 opens the access log's file anew, USR2 starts the binary anew, gives it the listening
+sockets, and drains when the new process is warm (if it fails, nothing changes); TERM and
+INT drain and end, a second one ends at once.`,
 		Example: `  rota serve -c /etc/rota/rota.yaml
   rota serve --endpoints 10.0.0.1:2379,10.0.0.2:2379 --auto-routes`,
 		Args: args(cobra.NoArgs),
@@ -117,7 +119,11 @@ func serve(cmd *cobra.Command, o *overrides) error {
 	defer log.Sync()
 	log.Info("rota starts", zap.String("version", versionText()), zap.String("config", orNone(file)))
 
-	options := balancer.Options{Logger: log, Version: versionText()}
+	sockets, err := balancer.InheritSockets()
+	if err != nil {
+		return err
+	}
+	options := balancer.Options{Logger: log, Version: versionText(), Sockets: sockets}
 	if !cfg.Etcd.Disabled {
 		client, err := connect(cfg.Etcd, log)
 		if err != nil {
@@ -158,7 +164,7 @@ const sameSignal = 250 * time.Millisecond
 // runUntilSignal runs a balancer until a signal or the end of ctx, and translates signals.
 func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logger, reload func(context.Context)) error {
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, reopenSignal, handoverSignal)
 	defer signal.Stop(signals)
 	ctx, stop := context.WithCancel(parent)
 	defer stop()
@@ -177,16 +183,31 @@ func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logge
 		}
 	}()
 	stopping, stopped := false, time.Time{}
+	succeeded := make(chan error, 1)
 	for {
 		select {
 		case err := <-done:
 			return err
+		case err := <-succeeded:
+			if err != nil {
+				log.Error("hand-over failed; going on as before", zap.Error(err))
+				continue
+			}
+			log.Info("the successor serves; draining")
+			stopping, stopped = true, time.Now()
+			stop()
 		case s := <-signals:
 			switch {
 			case s == syscall.SIGHUP:
 				if reload != nil {
 					reload(ctx)
 				}
+			case s == reopenSignal:
+				b.ReopenLogs()
+			case s == handoverSignal && stopping: // it is leaving anyway
+			case s == handoverSignal:
+				log.Info("starting a successor")
+				go func() { succeeded <- b.Handover(ctx) }()
 			case !stopping:
 				stopping = true
 				stopped = time.Now()

@@ -10,14 +10,12 @@
 package control
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,18 +66,20 @@ type Controller struct {
 	policies map[string]kv[config.Service]
 	services map[string]*service
 	nextSlot int
-	slots    map[string]int // what the table's Services is made of
-	touched  map[string]bool
-	reroute  bool // routes or the set of services have changed
-	synced   bool
-	link     error
-	linkedAt time.Time
-	storeID  uint64
-	table    *route.Table
-	due      time.Time // when the next table would be due if changes never ceased
-	oldest   time.Time // when the oldest unpublished change came in
-	reset    int       // changes of the last Reset, until its table is published
-	trimming sync.WaitGroup
+	// freeSlots may be used again.
+	freeSlots []int
+	slots     map[string]int // what the table's Services is made of
+	touched   map[string]bool
+	reroute   bool // routes or the set of services have changed
+	synced    bool
+	link      error
+	linkedAt  time.Time
+	storeID   uint64
+	table     *route.Table
+	due       time.Time // when the next table would be due if changes never ceased
+	oldest    time.Time // when the oldest unpublished change came in
+	reset     int       // changes of the last Reset, until its table is published
+	trimming  sync.WaitGroup
 }
 
 // Counters are read by telemetry at any time.
@@ -106,6 +106,11 @@ type service struct {
 	shared *pool.Service
 	slot   int
 	pool   *pool.Pool
+	// subsets are those that routes name.
+	subsets []*subset
+	// settings are made of policy.
+	settings *pool.Settings
+	policy   config.Service
 }
 
 type message struct {
@@ -240,6 +245,11 @@ func (c *Controller) setDynamic(d config.Dynamic) {
 	c.dynamic = d
 	for name := range names {
 		c.touched[name] = true
+	}
+	for _, s := range c.services {
+		if s.settings != nil && s.policy.TLS != (config.UpstreamTLS{}) {
+			s.policy.Queue = -1 // unlike any policy: the files are read again
+		}
 	}
 	if err := c.fold.SetStatic(statics, c.touched); err != nil {
 		c.Logger.Error("static instances: some are not used", zap.Error(err))
@@ -400,17 +410,15 @@ func (c *Controller) service(name string) *service {
 func (c *Controller) publish() {
 	change := route.Change{Revision: c.fold.Revision(), Pools: make(map[int]*pool.Pool, len(c.touched))}
 	for name := range c.touched {
-		s := c.service(name)
-		p, err := pool.New(s.shared, c.policy(name), c.fold.Eligible(name))
-		if err != nil { // validation lets no unknown policy through
-			c.Logger.Error("pool not built", zap.String("service", name), zap.Error(err))
-			continue
-		}
-		s.pool = p
-		change.Pools[s.slot] = p
+		c.service(name)
 	}
 	if c.reroute {
-		change.Router = route.NewRouter(c.routes(), func(name string) int { return c.service(name).slot })
+		change.Router = c.router(&change)
+	}
+	for name := range c.touched {
+		c.build(name, change.Pools)
+	}
+	if c.reroute {
 		for name, s := range c.services {
 			c.slots[name] = s.slot
 		}
@@ -431,33 +439,45 @@ func (c *Controller) publish() {
 	c.reset = 0
 }
 
+// build makes the pools of a service.
+func (c *Controller) build(name string, pools map[int]*pool.Pool) {
+	s := c.service(name)
+	settings, balance, eligible := c.settings(name, s), c.policy(name).Balance, c.fold.Eligible(name)
+	add := func(slot int, members []pool.Member) *pool.Pool {
+		p, err := pool.New(s.shared, balance, members)
+		if err != nil { // validation lets no unknown policy through
+			c.Logger.Error("pool not built", zap.String("service", name), zap.Error(err))
+			return s.pool
+		}
+		p.Settings = settings
+		pools[slot] = p
+		return p
+	}
+	s.pool = add(s.slot, eligible)
+	for _, sub := range s.subsets {
+		add(sub.slot, c.part(name, eligible, sub.Subset))
+	}
+}
+
 // trimAfter is the size of a Reset whose garbage, several times what is kept of it, is worth giving back at once.
 const trimAfter = 10_000
-
-// policy is the balancing policy of a service: etcd's word counts before the file's.
-func (c *Controller) policy(name string) string {
-	return cmp.Or(c.policies[name].value.Balance, c.dynamic.Services[name].Balance)
-}
 
 // routes are all routes, file before etcd.
 func (c *Controller) routes() []route.Route {
 	list := make([]route.Route, 0, len(c.dynamic.Routes)+len(c.etcd))
+	add := func(r config.Route, source route.Source, order int64) {
+		converted, err := convert(r, source, order)
+		if err != nil {
+			c.Logger.Error("route not used", zap.String("route", r.Name), zap.Error(err))
+			return
+		}
+		list = append(list, converted)
+	}
 	for i, r := range c.dynamic.Routes {
-		list = append(list, convert(r, route.File, int64(i)))
+		add(r, route.File, int64(i))
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.etcd)) {
-		list = append(list, convert(c.etcd[name].value, route.Etcd, c.etcd[name].created))
+		add(c.etcd[name].value, route.Etcd, c.etcd[name].created)
 	}
 	return list
-}
-
-func convert(r config.Route, source route.Source, order int64) route.Route {
-	path, exact := strings.CutPrefix(r.Path, "=")
-	if !exact {
-		path = strings.TrimRight(path, "/")
-	}
-	return route.Route{
-		Name: r.Name, Source: source, Host: strings.ToLower(r.Host), Path: path, Exact: exact, Service: r.Service,
-		Strip: r.StripPrefix, Priority: r.Priority, Timeout: r.Timeout, Order: order,
-	}
 }

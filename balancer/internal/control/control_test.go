@@ -82,11 +82,11 @@ func size(p *pool.Pool) int {
 }
 
 func match(t *route.Table, host, path string) (name string, endpoints int) {
-	r, p, _ := t.Match([]byte(host), []byte(path))
-	if r == nil {
+	to := t.Match(&route.Request{Host: []byte(host), Path: []byte(path)})
+	if to.Route == nil {
 		return "", -1
 	}
-	return r.Name, size(p)
+	return to.Route.Name, size(to.Pool)
 }
 
 func TestInstancesBecomeRoutable(t *testing.T) {
@@ -121,7 +121,7 @@ func TestRoutesAndPolicies(t *testing.T) {
 	}
 	r.data.Put("/rota/routes/live", []byte(`{"host":"h","path":"/b","service":"two","timeout":"3s"}`))
 	table = r.until("the live route", func(t *route.Table) bool { name, _ := match(t, "h", "/b"); return name == "live" })
-	if x, _, _ := table.Match([]byte("h"), []byte("/b")); x.Timeout != 3*time.Second || x.Source != route.Etcd {
+	if x := table.Match(&route.Request{Host: []byte("h"), Path: []byte("/b")}).Route; x.Timeout != 3*time.Second || x.Source != route.Etcd {
 		t.Errorf("route %+v", x)
 	}
 	r.data.Put("/rota/routes/same", []byte(`{"host":"h","path":"/a","service":"two"}`))

@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/rota-lb/rota/balancer/pool"
 	"github.com/rota-lb/rota/registry"
@@ -172,17 +173,26 @@ func (f *Fold) put(c *registry.Change, touched map[string]bool) {
 	}
 	switch old := members[at]; {
 	case !found:
-		m.Endpoint = pool.NewEndpointNamed(key, c.Instance.Address)
-	case old.Endpoint.Key == key:
+		m.Endpoint = endpoint(key, c.Instance)
+	case old.Endpoint.Key == key && old.Endpoint.Protocol == string(c.Instance.Protocol) && old.Endpoint.IdleTimeout == time.Duration(c.Instance.IdleTimeout):
 		m.Endpoint = old.Endpoint
 	default:
 		old.Endpoint.Retire()
-		m.Endpoint = pool.NewEndpointNamed(key, c.Instance.Address)
+		m.Endpoint = endpoint(key, c.Instance)
 	}
 	m.Verdict = verdict(m)
 	members[at] = m
 	touched[c.Service] = true
 }
+
+func endpoint(key pool.Key, in *registry.Instance) *pool.Endpoint {
+	e := pool.NewEndpointNamed(key, in.Address)
+	e.Protocol, e.IdleTimeout = string(in.Protocol), time.Duration(in.IdleTimeout)
+	return e
+}
+
+// unixPrefix begins the address of a static instance on a unix socket.
+const unixPrefix = "unix:"
 
 // find returns the place of an id in members, and whether it is there.
 func find(members []*Member, id string) (int, bool) {
@@ -219,7 +229,10 @@ func (f *Fold) SetStatic(services map[string][]registry.Instance, touched map[st
 		var members []*Member
 		for i := range list {
 			in := list[i]
-			addr, err := dialable(&in)
+			addr, err := netip.AddrPort{}, error(nil)
+			if !strings.HasPrefix(in.Address, unixPrefix) {
+				addr, err = dialable(&in)
+			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("service %s, instance %s: %w", service, in.Address, err))
 				continue
@@ -229,6 +242,10 @@ func (f *Fold) SetStatic(services map[string][]registry.Instance, touched map[st
 				continue
 			}
 			key := pool.Key{Service: service, ID: in.Address, Address: addr}
+			key.Socket, _ = strings.CutPrefix(in.Address, unixPrefix)
+			if addr.IsValid() {
+				key.Socket = ""
+			}
 			m := &Member{Instance: &in, Static: true, Verdict: Verdict{State: Ready, Reason: "listed in the configuration file"}}
 			if i, kept := find(old[service], in.Address); kept {
 				m.Endpoint = old[service][i].Endpoint
@@ -287,6 +304,9 @@ func (f *Fold) Eligible(service string) []pool.Member {
 			m.Verdict = verdict(m)
 		}
 		if m.Verdict.State != Ready {
+			continue
+		}
+		if !m.Endpoint.Address.IsValid() { // a unix socket; those are static and differ
 			continue
 		}
 		o := f.owners[m.Endpoint.Address]
@@ -354,9 +374,9 @@ func dialable(in *registry.Instance) (netip.AddrPort, error) {
 		return netip.AddrPort{}, fmt.Errorf("address %q is link-local: such addresses are never dialled, they hold metadata services", in.Address)
 	}
 	switch p := in.Protocol; p {
-	case "", registry.HTTP:
+	case "", registry.HTTP, registry.HTTPS:
 	default:
-		return netip.AddrPort{}, fmt.Errorf("protocol %q is not supported by this balancer yet: only http is", p)
+		return netip.AddrPort{}, fmt.Errorf("protocol %q is not supported by this balancer yet: only http and https are", p)
 	}
 	return netip.AddrPortFrom(ip, uint16(port)), nil
 }

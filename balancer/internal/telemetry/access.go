@@ -16,7 +16,7 @@ type Access struct {
 	Start                     time.Time
 	Client                    netip.AddrPort
 	Method, Host, URI, Query  []byte
-	UserAgent                 []byte
+	UserAgent, ID             []byte
 	Minor                     int
 	Route, Service, Upstream  string
 	Reason, Flag              string
@@ -37,6 +37,7 @@ const (
 // waits. Use [NewAccessLog]; a nil *AccessLog logs nothing.
 type AccessLog struct {
 	out     *zap.Logger
+	file    *File // nil when it is none
 	shards  []*shard
 	dropped atomic.Uint64
 	wake    chan struct{}
@@ -62,11 +63,20 @@ func NewAccessLog(w zapcore.WriteSyncer, loops int) *AccessLog {
 		EncodeDuration: zapcore.SecondsDurationEncoder,
 	}
 	core := zapcore.NewCore(zapcore.NewJSONEncoder(enc), w, zapcore.InfoLevel)
-	a := &AccessLog{out: zap.New(core).Named("http.log.access"), wake: make(chan struct{}, 1)}
+	file, _ := w.(*File)
+	a := &AccessLog{file: file, out: zap.New(core).Named("http.log.access"), wake: make(chan struct{}, 1)}
 	for range loops {
 		a.shards = append(a.shards, &shard{fill: &batch{}, idle: &batch{}})
 	}
 	return a
+}
+
+// Reopen opens the file anew, if the log goes to a [File].
+func (a *AccessLog) Reopen() error {
+	if a == nil || a.file == nil {
+		return nil
+	}
+	return a.file.Reopen()
 }
 
 // Dropped is the number of lines lost.
@@ -92,7 +102,7 @@ func (a *AccessLog) Log(loop int, line *Access) {
 	}
 	c := *line
 	c.Method, c.Host, c.URI = b.keep(c.Method), b.keep(c.Host), b.keep(c.URI)
-	c.Query, c.UserAgent = b.keep(c.Query), b.keep(c.UserAgent)
+	c.Query, c.UserAgent, c.ID = b.keep(c.Query), b.keep(c.UserAgent), b.keep(c.ID)
 	b.lines = append(b.lines, c)
 	half := len(b.lines) == ringLines/2
 	s.mu.Unlock()
@@ -167,6 +177,7 @@ func (a *AccessLog) write(l *Access) {
 			fields = append(fields, zap.String(key, v))
 		}
 	}
+	text("request_id", string(l.ID))
 	text("route", l.Route)
 	text("service", l.Service)
 	text("upstream", l.Upstream)

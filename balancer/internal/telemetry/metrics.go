@@ -65,6 +65,15 @@ type Sample struct {
 	Registry         *Registry // nil when there is none
 	OpenConnections  int
 	AccessLogDropped uint64
+	Tunnels          int
+	Shedding         bool
+	Certificates     []Certificate
+}
+
+// Certificate is one that a listener shows.
+type Certificate struct {
+	File, Names string
+	NotAfter    time.Time
 }
 
 // States are the values of the label "state".
@@ -92,6 +101,9 @@ var (
 	regInstances    = desc("registry_instances", "Instances registered.")
 	regLastSync     = desc("registry_last_sync_timestamp_seconds", "When the registry was last heard of.")
 	tables          = desc("tables_published_total", "Tables made current.")
+	tunnels         = desc("tunnels", "Open tunnels: WebSockets and other upgraded connections.")
+	shedding        = desc("shedding", "1 while requests are refused for want of CPU or memory.")
+	certificateEnd  = desc("certificate_not_after_timestamp_seconds", "When a listener's certificate ends.", "file", "names")
 	logDropped      = desc("access_log_dropped_total", "Access log lines lost because the log was too slow.")
 )
 
@@ -167,6 +179,11 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(openConnections, float64(s.OpenConnections))
 	counter(logDropped, s.AccessLogDropped)
+	gauge(tunnels, float64(s.Tunnels))
+	gauge(shedding, truth(s.Shedding))
+	for _, c := range s.Certificates {
+		gauge(certificateEnd, float64(c.NotAfter.Unix()), c.File, c.Names)
+	}
 	r := s.Registry
 	if r == nil {
 		return
