@@ -159,6 +159,9 @@ func (b *Balancer) bind(l config.Listener) error {
 		if err != nil {
 			return fmt.Errorf("listener %s: %w", l.Address, err)
 		}
+		for _, w := range certs.Warnings() {
+			b.options.Logger.Warn("certificate", zap.String("listener", l.Address), zap.String("warning", w))
+		}
 		door.TLS = certs.Config()
 		b.certs = append(b.certs, certs)
 	}

@@ -117,7 +117,7 @@ func serve(cmd *cobra.Command, o *overrides) error {
 		return err
 	}
 	defer log.Sync()
-	log.Info("rota starts", zap.String("version", versionText()), zap.String("config", orNone(file)))
+	log.Info("rota starts", zap.String("version", versionText()), zap.String("config", orNone(file)), zap.Int("pid", os.Getpid()))
 
 	sockets, err := balancer.InheritSockets()
 	if err != nil {

@@ -150,7 +150,7 @@ func TestHandover(t *testing.T) {
 		defer ln.Close()
 		start := func(how string, timeout time.Duration) error {
 			return s.Handover(context.Background(), Handover{
-				Path: os.Args[0], Args: []string{"successor", how, address}, Timeout: timeout, Probation: 50 * time.Millisecond,
+				Path: os.Args[0], Args: []string{"successor", how, address}, Timeout: timeout, Probation: 500 * time.Millisecond,
 			})
 		}
 		for how, want := range map[string]string{"dies": "exit status 3", "dies later": "exit status 6", "hangs": "not warm within"} {
