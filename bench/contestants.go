@@ -127,15 +127,23 @@ func rota(ctx context.Context, r *rig.Rig, binary string) (*contestant, error) {
 		if err != nil {
 			return nil, err
 		}
+		secure := ""
+		if asked.tls {
+			cert, key, _, err := certificate(r)
+			if err != nil {
+				return nil, err
+			}
+			secure = fmt.Sprintf(`, protocol: https, tls: {certificates: [{cert: %q, key: %q}]}`, cert, key)
+		}
 		config, err := r.File("rota.yaml", fmt.Sprintf(`etcd: {disabled: true}
-listeners: [{address: "%s"}]
+listeners: [{address: "%s"%s}]
 admin: {address: "%s"}
 loops: %d
 grace: 0s
 log: {level: warn, access: "off"}
 routes: [{name: b, path: /, service: b}]
 services: {b: {instances: [{address: "%s"}]}}
-`, listen, admin, workers, upstream))
+`, listen, secure, admin, workers, upstream))
 		if err != nil {
 			return nil, err
 		}
@@ -146,6 +154,19 @@ services: {b: {instances: [{address: "%s"}]}}
 }
 
 func startNginx(r *rig.Rig, listen, upstream string) (*running, error) {
+	secure, with := "", ""
+	if asked.tls {
+		cert, key, _, err := certificate(r)
+		if err != nil {
+			return nil, err
+		}
+		secure = fmt.Sprintf("ssl_certificate %s; ssl_certificate_key %s; ssl_protocols TLSv1.3; ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;", cert, key)
+		with = "ssl "
+	}
+	buffers := "8 16k"
+	if asked.size > 16<<10 {
+		buffers = "16 64k; proxy_buffer_size 64k; proxy_busy_buffers_size 256k"
+	}
 	config, err := r.File("nginx.conf", fmt.Sprintf(`daemon off;
 worker_processes %d;
 worker_rlimit_nofile 20000;
@@ -161,15 +182,15 @@ http {
   proxy_set_header Connection "";
   proxy_set_header Host $host;
   proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-  proxy_max_temp_file_size 0; proxy_buffers 8 16k;
+  proxy_max_temp_file_size 0; proxy_buffers %s;
   upstream b {
     zone b 1m;
     server %s max_fails=0;
     keepalive 1024; keepalive_requests 1000000000; keepalive_timeout 1h;
   }
-  server { listen %s reuseport backlog=4096; location / { proxy_pass http://b; } }
+  server { listen %s %sreuseport backlog=4096; %s location / { proxy_pass http://b; } }
 }
-`, workers, upstream, listen))
+`, workers, buffers, upstream, listen, with, secure))
 	if err != nil {
 		return nil, err
 	}
@@ -178,9 +199,21 @@ http {
 }
 
 func startHAProxy(r *rig.Rig, listen, upstream string) (*running, error) {
+	secure, splice, pipes := "", "", ""
+	if asked.tls {
+		_, _, both, err := certificate(r)
+		if err != nil {
+			return nil, err
+		}
+		secure = "ssl crt " + both + " ssl-min-ver TLSv1.3 ciphersuites TLS_AES_128_GCM_SHA256"
+	}
+	if asked.size > 16<<10 {
+		splice, pipes = "option splice-auto", "maxpipes 256"
+	}
 	config, err := r.File("haproxy.cfg", fmt.Sprintf(`global
   nbthread %d
   maxconn 9000
+  %s
 defaults
   mode http
   timeout connect 2s
@@ -188,15 +221,16 @@ defaults
   timeout server 1h
   http-reuse always
   option http-keep-alive
+  %s
   retries 1
 frontend f
-  bind %s shards by-thread
+  bind %s %s shards by-thread
   option forwardfor
   default_backend b
 backend b
   balance roundrobin
   server s1 %s pool-max-conn -1 pool-purge-delay 1h
-`, workers, listen, upstream))
+`, workers, pipes, splice, listen, secure, upstream))
 	if err != nil {
 		return nil, err
 	}

@@ -59,7 +59,8 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds; every contestant takes its turn in each")
 	flag.DurationVar(&o.duration, "duration", 5*time.Second, "load per turn")
 	flag.DurationVar(&o.warmup, "warmup", time.Second, "load before it")
-	flag.IntVar(&o.connections, "c", 64, "client connections")
+	name := flag.String("case", asked.name, "what is asked for: h1-1k, h1-1k-512, h1-64k, h1-1m, tls-1k, tls-64k")
+	flag.IntVar(&o.connections, "c", 0, "client connections; 0 is those of the case")
 	flag.IntVar(&o.idle, "idle", 5000, "idle client connections to hold for the memory figure")
 	flag.DurationVar(&o.settle, "settle", 8*time.Second, "how long memory may settle before it is read")
 	flag.BoolVar(&o.smoke, "smoke", false, "one short round that only shows that everybody serves correctly")
@@ -67,9 +68,22 @@ func main() {
 	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "limit of the whole run")
 	flag.Parse()
 	o.contestants, o.parts = list(*contestants), list(*parts)
+	c, err := findCase(*name)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(2)
+	}
+	setCase(c)
+	if o.connections == 0 {
+		o.connections = c.connections
+	}
+	if c.tls {
+		o.contestants = slices.DeleteFunc(o.contestants, func(name string) bool { return name == "floor" }) // it copies bytes
+		o.parts = slices.DeleteFunc(o.parts, func(part string) bool { return part == "idle" })
+	}
 	if o.smoke {
 		o.rounds, o.duration, o.warmup, o.connections, o.idle, o.settle = 1, time.Second, time.Second, 16, 200, time.Second
-		o.parts = []string{"cpu", "idle"}
+		o.parts = slices.DeleteFunc(o.parts, func(part string) bool { return part != "cpu" && part != "idle" })
 	}
 	if err := run(&o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

@@ -19,6 +19,8 @@ type report struct {
 }
 
 type runInfo struct {
+	Case        string `json:"case"`
+	About       string `json:"about"`
 	Rounds      int    `json:"rounds"`
 	Duration    string `json:"duration"`
 	Connections int    `json:"connections"`
@@ -93,8 +95,8 @@ func (r *report) markdown() string {
 			fmt.Fprintf(&b, ", %s %s", res.Name, res.Version)
 		}
 	}
-	fmt.Fprintf(&b, ", Go %s.\nHTTP/1.1 keep-alive, 1 KiB, c = %d, %d workers each; %d rounds of %s, in turn; median (least–most).\n\n",
-		r.Machine.Go, r.Run.Connections, r.Run.Workers, r.Run.Rounds, r.Run.Duration)
+	fmt.Fprintf(&b, ", Go %s.\n%s: %s; c = %d, %d workers each; %d rounds of %s, in turn; median (least–most).\n\n",
+		r.Machine.Go, r.Run.Case, r.Run.About, r.Run.Connections, r.Run.Workers, r.Run.Rounds, r.Run.Duration)
 
 	peers := []string{"floor", "nginx", "haproxy"}
 	t := table{{"", "CPU µs/request", "user part", "requests/s", "p50 µs", "p99 µs", "against floor", "against nginx", "against HAProxy"}}

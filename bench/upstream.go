@@ -17,12 +17,7 @@ import (
 	"github.com/rota-lb/rota/bench/internal/rig"
 )
 
-// bodyPath is what is asked for, body what must come.
-const bodyPath = "/1k"
-
-var body = bytes.Repeat([]byte("0123456789abcde\n"), 64)
-
-// upstream is one nginx worker with a file of 1 KiB. Its own counters tell who reconnects.
+// upstream is one nginx worker with a file. Its own counters tell who reconnects.
 type upstream struct {
 	*rig.Process
 	address string
@@ -46,7 +41,7 @@ pid nginx.pid;
 error_log stderr crit;
 events { worker_connections 15000; accept_mutex off; }
 http {
-  access_log off; server_tokens off; tcp_nodelay on; etag off;
+  access_log off; server_tokens off; tcp_nodelay on; etag off; sendfile on;
   keepalive_timeout 1h; keepalive_requests 1000000000;
   open_file_cache max=16 inactive=1h; open_file_cache_valid 1h;
   client_body_temp_path body_temp; proxy_temp_path proxy_temp;
@@ -71,7 +66,7 @@ http {
 	}
 	u := &upstream{Process: p, address: address, status: "http://" + status + "/",
 		client: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{MaxConnsPerHost: 1}}}
-	return u, p.Ready(ctx, func() error { return verify(address, 1) })
+	return u, p.Ready(ctx, func() error { return verifyAt("http://"+address, 1) })
 }
 
 // counters are nginx's own, without the questions for them.
@@ -106,12 +101,14 @@ func parseStatus(text string) (counters, error) {
 	return counters{accepted, requests}, nil
 }
 
-// verify asks n times on one connection and compares every byte of the answers.
-func verify(address string, n int) error {
-	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{}}
+// verify asks a contestant n times on one connection and compares every byte of the answers.
+func verify(address string, n int) error { return verifyAt(scheme()+address, n) }
+
+func verifyAt(url string, n int) error {
+	client := asking()
 	defer client.CloseIdleConnections()
 	for range n {
-		resp, err := client.Get("http://" + address + bodyPath)
+		resp, err := client.Get(url + bodyPath)
 		if err != nil {
 			return err
 		}

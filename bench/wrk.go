@@ -27,7 +27,7 @@ type load struct {
 // startWrk starts a load of one thread. It knows whole seconds only; a part of one counts as one.
 func startWrk(r *rig.Rig, address string, connections int, d time.Duration) (*rig.Process, error) {
 	return r.Start("wrk", nil, "wrk", "-t1", fmt.Sprintf("-c%d", connections),
-		fmt.Sprintf("-d%d", int(math.Ceil(d.Seconds()))), "--timeout", "5s", "--latency", "http://"+address+bodyPath)
+		fmt.Sprintf("-d%d", int(math.Ceil(d.Seconds()))), "--timeout", "5s", "--latency", scheme()+address+bodyPath)
 }
 
 func finishWrk(ctx context.Context, p *rig.Process) (load, error) {
