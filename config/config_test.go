@@ -404,3 +404,21 @@ func TestSchema(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 }
+
+// The examples of the documentation are configurations.
+func TestDocumentation(t *testing.T) {
+	text, err := os.ReadFile("../docs/routing.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := strings.Split(string(text), "```yaml\n")[1:]
+	for _, part := range parts {
+		example, _, _ := strings.Cut(part, "```\n")
+		if _, err := Parse("docs/routing.md", []byte(example)); err != nil {
+			t.Errorf("%s\n%v", example, err)
+		}
+	}
+	if len(parts) < 4 {
+		t.Errorf("%d examples", len(parts))
+	}
+}

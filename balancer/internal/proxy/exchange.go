@@ -186,7 +186,7 @@ func (x *exchange) exchange(head int) (keep bool) {
 		x.rules = to.Route.Rules
 		x.apply()
 	}
-	if r.EncodedSlash && !to.Route.Exact && (to.Route.Path != "" || to.Strip > 0) {
+	if r.EncodedSlash && !to.Route.Exact && (to.Route.Path != "" || to.Strip > 0 || x.rules.Pattern != nil) {
 		return x.answer(refused(http1.ErrPath))
 	}
 	if why := x.admit(to.Route); why.reason != "" {
