@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -38,14 +40,49 @@ func TestExample(t *testing.T) {
 	if diff := cmp.Diff(Default(), c); diff != "" {
 		t.Errorf("the example's values are not the defaults (-default +example):\n%s", diff)
 	}
-	var missing []string
+	text := string(Example())
 	for _, f := range fieldsOf(configType) {
-		if text := string(Example()); !strings.Contains(text, "\n"+f.key+":") && !strings.Contains(text, "\n# "+f.key+":") {
-			missing = append(missing, f.key)
+		if !strings.Contains(text, "\n"+f.key+":") && !strings.Contains(text, "\n# "+f.key+":") {
+			t.Errorf("not in the example: %s", f.key)
+		}
+		for path := range keysOf(f.typ, f.key) {
+			key := path[strings.LastIndexByte(path, '.')+1:]
+			if !regexp.MustCompile(`(?m)^[ #-]*([^#]*[{ ])?` + key + `:`).MatchString(text) {
+				t.Errorf("not in the example: %s", path)
+			}
 		}
 	}
-	if missing != nil {
-		t.Errorf("not in the example: %v", missing)
+}
+
+// keysOf are the paths of the keys below a type.
+func keysOf(t reflect.Type, path string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for t.Kind() == reflect.Slice || t.Kind() == reflect.Map || t.Kind() == reflect.Pointer {
+			t = t.Elem()
+		}
+		if t.Kind() != reflect.Struct {
+			return
+		}
+		for _, f := range fieldsOf(t) {
+			if !yield(join(path, f.key)) {
+				return
+			}
+			for p := range keysOf(f.typ, join(path, f.key)) {
+				if !yield(p) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// What the example shows in comments is right too.
+func TestExampleComments(t *testing.T) {
+	text := string(Example())
+	text = regexp.MustCompile(`(?m)^( *)# (.*:( |$)|  |- )`).ReplaceAllString(text, "$1$2")
+	text = strings.ReplaceAll(text, "    password_file", "  password_file")
+	if _, err := Parse("rota.example.yaml", []byte(text)); err != nil {
+		t.Errorf("%v\n%s", err, text)
 	}
 }
 

@@ -441,9 +441,9 @@ func setScalar(v reflect.Value, text string, plain bool) (message, hint string) 
 		}
 		v.SetInt(int64(d))
 	case v.Type() == sizeType:
-		n, ok := parseSize(text)
-		if !ok {
-			return fmt.Sprintf("must be a size, not %q", clip(text)), "write it like 16KiB, 10MB, 2GiB or 4096"
+		n, message := parseSize(text)
+		if message != "" {
+			return fmt.Sprintf(message, clip(text)), "write it like 16KiB, 10MB, 2GiB or 4096"
 		}
 		v.SetInt(n)
 	case v.Kind() == reflect.String:
@@ -469,17 +469,23 @@ var (
 	sizes = map[string]int64{
 		"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
 	}
-	sizeText = regexp.MustCompile(`^([0-9]{1,15}) ?([KMGT]?i?B)?$`)
+	sizeText = regexp.MustCompile(`^([0-9]+) ?(B|[KMGT]i?B)?$`)
 )
 
-func parseSize(text string) (int64, bool) {
+// parseSize returns the bytes, or what is wrong with the text, as a format for it.
+func parseSize(text string) (n int64, message string) {
 	m := sizeText.FindStringSubmatch(text)
 	if m == nil {
-		return 0, false
+		if digits, negative := strings.CutPrefix(text, "-"); negative && sizeText.MatchString(digits) {
+			return 0, "must not be negative, not %q"
+		}
+		return 0, "must be a size, not %q"
 	}
 	n, err := strconv.ParseInt(m[1], 10, 64)
-	unit := sizes[m[2]]
-	return n * unit, err == nil && unit > 0 && n <= math.MaxInt64/unit
+	if unit := sizes[m[2]]; err == nil && n <= math.MaxInt64/unit {
+		return n * unit, ""
+	}
+	return 0, "must be less than 8EiB, not %q"
 }
 
 // clip shortens what a message quotes.

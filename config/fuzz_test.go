@@ -41,6 +41,8 @@ func FuzzParse(f *testing.F) {
 func FuzzParseRoute(f *testing.F) {
 	for _, in := range []string{
 		`{"service":"cart"}`, `{"service":"cart","host":"*.example.com","path":"=/cart","timeout":"1m30s","priority":-1,"strip_prefix":true}`,
+		`{"split":[{"service":"cart","version":"1","metadata":{"a":"b"},"weight":1}],"path":"~/(a|b)","methods":["GET"],"query":{"a":"\x7f\u0085"}}`,
+		`{"redirect":{"to":"https://{host}{uri}","status":301},"rate_limit":{"rate":"1/s","burst":2},"max_body":"1KiB","upgrades":["none"]}`,
 		"service: cart\npath: /a%20b", `{"service":"cart","timeout":15}`, `{"service":"cart","service":"cart"}`, "&a [*a]", "null", "",
 	} {
 		f.Add("cart", []byte(in))

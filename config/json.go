@@ -3,11 +3,18 @@ package config
 import (
 	"encoding/json"
 	"reflect"
+	"strings"
 	"time"
 )
 
 // MarshalJSON writes what is set, in the form that [ParseRoute] reads: durations as strings such as "15s".
-func (r Route) MarshalJSON() ([]byte, error) { return json.Marshal(plain(reflect.ValueOf(r))) }
+func (r Route) MarshalJSON() ([]byte, error) {
+	out, err := json.Marshal(plain(reflect.ValueOf(r)))
+	return []byte(notYAML.Replace(string(out))), err
+}
+
+// notYAML escapes the characters that JSON holds as they are and YAML does not.
+var notYAML = strings.NewReplacer("\x7f", `\u007f`, "\u0085", `\u0085`, "\ufeff", `\ufeff`, "\ufffe", `\ufffe`, "\uffff", `\uffff`)
 
 // UnmarshalJSON reads what MarshalJSON writes. Unlike [ParseRoute] it does not ask whether it can be meant.
 func (r *Route) UnmarshalJSON(data []byte) error {

@@ -24,12 +24,22 @@ var (
 	statuses    = []int{301, 302, 303, 307, 308}
 )
 
-// ownFields are the header fields that the proxy itself answers for.
+// ownFields are the header fields that the proxy itself answers for, with the reason.
 var ownFields = map[string]string{
 	"host": "the request's own is forwarded", "content-length": "it frames the message", "transfer-encoding": "it frames the message",
-	"connection": "it is about one hop only", "keep-alive": "it is about one hop only", "proxy-connection": "it is about one hop only",
-	"upgrade": "it is about one hop only: see upgrades", "te": "it is about one hop only", "trailer": "it frames the message",
+	"connection": oneHop, "keep-alive": oneHop, "proxy-connection": oneHop, "upgrade": oneHop + ": see upgrades", "te": oneHop,
+	"http2-settings": oneHop, "expect": oneHop, "trailer": "it frames the message",
 }
+
+// toldFields are those of a request that tell a service who the client is.
+var toldFields = map[string]string{
+	"x-forwarded-for": told, "x-forwarded-proto": told, "x-forwarded-host": told, "x-client-cert-subject": told, "via": told,
+}
+
+const (
+	oneHop = "it is about one hop only"
+	told   = "the proxy writes it: see trusted_proxies"
+)
 
 // route checks one route; path is where it stands, empty for a value kept in etcd.
 func (s *source) route(r Route, path string) {
@@ -56,7 +66,7 @@ func (s *source) route(r Route, path string) {
 		switch {
 		case r.Path == "":
 			s.report(at(key), key+" without a path strips nothing", "add path, or remove "+key)
-		case r.Path[0] == '~' || r.Path[0] == '=' && r.ReplacePrefix != "":
+		case r.Path[0] != '/':
 			s.report(at(key), key+" needs a path that is a prefix", "write path like /cart")
 		}
 	}
@@ -65,8 +75,8 @@ func (s *source) route(r Route, path string) {
 			s.report(at("replace_prefix"), orElse(problem, fmt.Sprintf("replace_prefix %q must begin with /", clip(p))), hint)
 		}
 	}
-	s.edit(r.RequestHeaders, at("request_headers"))
-	s.edit(r.ResponseHeaders, at("response_headers"))
+	s.edit(r.RequestHeaders, at("request_headers"), toldFields)
+	s.edit(r.ResponseHeaders, at("response_headers"), nil)
 	s.retries(r.Retries, at("retries"))
 	for _, t := range []struct {
 		key string
@@ -82,6 +92,8 @@ func (s *source) route(r Route, path string) {
 	for i, u := range r.Upgrades {
 		if !token.MatchString(u) {
 			s.report(fmt.Sprintf("%s[%d]", at("upgrades"), i), fmt.Sprintf("%q is not a protocol", clip(u)), "write a token such as websocket, or none")
+		} else if u == "none" && len(r.Upgrades) > 1 {
+			s.report(fmt.Sprintf("%s[%d]", at("upgrades"), i), "none stands beside others", "write [none], or remove it")
 		}
 	}
 }
@@ -125,6 +137,9 @@ func checkExpression(text string) (problem, hint string) {
 	if _, err := regexp.Compile(text); err != nil {
 		return strings.TrimPrefix(err.Error(), "error parsing "), "the syntax is RE2's"
 	}
+	if _, err := regexp.Compile("(?:" + text + ")"); err != nil { // it is to match as a whole
+		return fmt.Sprintf("regular expression %q has a \\Q without its \\E", clip(text)), "add \\E"
+	}
 	return "", ""
 }
 
@@ -159,8 +174,11 @@ func (s *source) actions(r Route, path string) {
 		s.report(join(path, "split"), "no share of the split has a weight", "give one a weight such as 100")
 	}
 	if r.Redirect != (Redirect{}) {
+		if r.Redirect.Status != 0 && !slices.Contains(statuses, r.Redirect.Status) {
+			s.report(join(path, "redirect.status"), fmt.Sprintf("status %d is no redirect", r.Redirect.Status), "use 301, 302, 303, 307 or 308")
+		}
 		if problem, hint := checkRedirect(r); problem != "" {
-			s.report(join(path, "redirect"), problem, hint)
+			s.report(join(path, "redirect.to"), problem, hint)
 		}
 	}
 	switch m := r.Mirror; {
@@ -172,12 +190,10 @@ func (s *source) actions(r Route, path string) {
 	}
 }
 
-// checkRedirect checks what the router would refuse.
+// checkRedirect checks where a redirect leads: what the router would refuse, and what could lead to a host that the
+// client chooses.
 func checkRedirect(r Route) (problem, hint string) {
 	to := r.Redirect.To
-	if r.Redirect.Status != 0 && !slices.Contains(statuses, r.Redirect.Status) {
-		return fmt.Sprintf("status %d is no redirect", r.Redirect.Status), "use 301, 302, 303, 307 or 308"
-	}
 	relative := strings.HasPrefix(to, "/") && !strings.HasPrefix(to, "//") || strings.HasPrefix(to, "{path}") || strings.HasPrefix(to, "{uri}")
 	_, rest, absolute := strings.Cut(to, "://")
 	if scheme := strings.TrimSuffix(to, "://"+rest); absolute && (rest == "" || scheme != "http" && scheme != "https" && scheme != "{scheme}") || !absolute && !relative {
@@ -200,8 +216,20 @@ func checkRedirect(r Route) (problem, hint string) {
 			return fmt.Sprintf("%q stands for nothing", p), "there are {scheme}, {host}, {port}, {path}, {query}, {uri}, and {1} to {9}"
 		}
 	}
-	if absolute && strings.HasPrefix(rest[strings.IndexAny(rest+"/", "/{"):], "{query}") {
-		return "{query} cannot follow the host", "put {path} or / before it"
+	if absolute {
+		host := rest
+		for _, end := range []string{"/", "?", "#", "{path}", "{uri}"} {
+			host, _, _ = strings.Cut(host, end)
+		}
+		name, _, _ := strings.Cut(strings.TrimSuffix(host[strings.LastIndexByte(host, '@')+1:], "{port}"), ":")
+		switch {
+		case name == "":
+			return fmt.Sprintf("%q names no host", clip(to)), "write it like https://{host}{uri}"
+		case strings.Contains(host, "{query}"):
+			return "{query} cannot follow the host", "put {path} or / before it"
+		case len(name) > 2 && name[len(name)-1] == '}' && isDigit(name[len(name)-2]):
+			return fmt.Sprintf("the client would choose the host: %s ends in what it sends", clip(name)), "put / before the group, or a domain behind it"
+		}
 	}
 	plain := placeholder.ReplaceAllString(to, "")
 	if i := strings.IndexFunc(plain, func(c rune) bool { return c <= ' ' || c >= 0x7f || strings.ContainsRune("\"<>\\^`|", c) }); i >= 0 {
@@ -211,10 +239,10 @@ func checkRedirect(r Route) (problem, hint string) {
 }
 
 // edit checks what is done to header fields.
-func (s *source) edit(e HeaderEdit, path string) {
+func (s *source) edit(e HeaderEdit, path string, also map[string]string) {
 	name := func(at, name string, key bool) {
 		problem, hint := "", ""
-		if why, own := ownFields[strings.ToLower(name)]; own {
+		if why := ownFields[strings.ToLower(name)] + also[strings.ToLower(name)]; why != "" {
 			problem, hint = name+" cannot be changed: "+why, "remove it"
 		} else if !token.MatchString(name) {
 			problem, hint = fmt.Sprintf("%q is not a header name", clip(name)), "use letters, digits and -"
@@ -227,9 +255,14 @@ func (s *source) edit(e HeaderEdit, path string) {
 			s.report(at, problem, hint)
 		}
 	}
+	first := make(map[string]string)
 	for _, n := range slices.Sorted(maps.Keys(e.Set)) {
 		at := join(join(path, "set"), n)
 		name(at, n, true)
+		if other, twice := first[strings.ToLower(n)]; twice {
+			s.reportKey(at, fmt.Sprintf("%s and %s are the same header", other, n), "keep one")
+		}
+		first[strings.ToLower(n)] = n
 		if v := e.Set[n]; strings.ContainsFunc(v, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }) || v != strings.TrimSpace(v) || len(v) > 4096 {
 			s.report(at, "a header value has no control characters, no spaces around it, and at most 4096 bytes", "")
 		}
@@ -298,6 +331,9 @@ func Networks(list []string) (prefixes []netip.Prefix, unix bool, err error) {
 				return nil, false, fmt.Errorf("%q is neither a network such as 10.0.0.0/8, nor an address, nor unix", clip(text))
 			}
 			p = netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen())
+		}
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 		}
 		if p != p.Masked() {
 			return nil, false, fmt.Errorf("network %s has bits beyond its length: write %s", text, p.Masked())

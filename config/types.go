@@ -36,7 +36,7 @@ type Dynamic struct {
 	Timeouts   Timeouts `yaml:"timeouts"`
 	Retries    Retries  `yaml:"retries"`
 	Limits     Limits   `yaml:"limits"`
-	// TrustedProxies lists the networks ("10.0.0.0/8") and addresses whose X-Forwarded-For, -Proto, -Host and -Port are
+	// TrustedProxies lists the networks ("10.0.0.0/8") and addresses whose X-Forwarded-For, -Proto and -Host are
 	// believed; from elsewhere they are replaced. "unix" stands for the peers of unix sockets.
 	TrustedProxies []string `yaml:"trusted_proxies"`
 	// RequestID is the header that carries the id of a request: a client's is kept if it is sane, else one is made.

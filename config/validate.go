@@ -56,6 +56,8 @@ func (s *source) validate(c *Config) {
 	s.networks("trusted_proxies", c.TrustedProxies)
 	if c.RequestID != "off" && !token.MatchString(c.RequestID) {
 		s.report("request_id", fmt.Sprintf("%q is not a header name", clip(c.RequestID)), "write it like X-Request-Id, or off")
+	} else if why := ownFields[strings.ToLower(c.RequestID)] + toldFields[strings.ToLower(c.RequestID)]; why != "" {
+		s.report("request_id", c.RequestID+" cannot carry an id: "+why, "write it like X-Request-Id, or off")
 	}
 	if d, err := time.ParseDuration(c.Limits.Shed); c.Limits.Shed != "off" && (err != nil || d <= 0) {
 		s.report("limits.shed", fmt.Sprintf("%q is not a duration", clip(c.Limits.Shed)), "write it like 500ms, or off")
@@ -74,13 +76,22 @@ func (s *source) validate(c *Config) {
 		} else {
 			first[r.Name] = i
 		}
-		if _, listed := c.Services[r.Service]; r.Service != "" && c.Etcd.Disabled && !listed && serviceName.MatchString(r.Service) {
-			s.report(path+".service", fmt.Sprintf("service %q has no instances: etcd is disabled and services does not list it", r.Service),
-				fmt.Sprintf("add it: services: {%s: {instances: [{address: …}]}}", r.Service))
+		s.listed(c, r.Service, path+".service")
+		for j, share := range r.Split {
+			s.listed(c, share.Service, fmt.Sprintf("%s.split[%d].service", path, j))
 		}
+		s.listed(c, r.Mirror.Service, path+".mirror.service")
 	}
 	for name, v := range c.Services {
 		s.service(name, v, join("services", name))
+	}
+}
+
+// listed checks that a service can have instances.
+func (s *source) listed(c *Config, service, path string) {
+	if _, ok := c.Services[service]; !ok && c.Etcd.Disabled && serviceName.MatchString(service) {
+		s.report(path, fmt.Sprintf("service %q has no instances: etcd is disabled and services does not list it", service),
+			fmt.Sprintf("add it: services: {%s: {instances: [{address: …}]}}", service))
 	}
 }
 
@@ -279,7 +290,7 @@ func (s *source) listener(l Listener, path string) {
 	switch {
 	case l.Protocol == "https" && len(t.Certificates) == 0:
 		s.report(path+".tls", "https needs a certificate", "add tls: {certificates: [{cert: cert.pem, key: key.pem}]}")
-	case l.Protocol == "http" && len(t.Certificates) > 0:
+	case l.Protocol == "http" && (len(t.Certificates) > 0 || t.MinVersion+t.ClientCA+t.ClientAuth != ""):
 		s.report(path+".tls", "tls without protocol: https", "add protocol: https")
 	}
 	for i, c := range t.Certificates {
@@ -431,9 +442,14 @@ func checkPath(path string) (problem, hint string) {
 			if i+2 >= len(p) || !isHex(p[i+1]) || !isHex(p[i+2]) {
 				return quoted + " has a % without two hexadecimal digits", "write %25 for a percent sign"
 			}
-			switch strings.ToLower(p[i+1 : i+3]) {
-			case "2f", "5c", "00":
+			c, _ := strconv.ParseUint(p[i+1:i+3], 16, 8)
+			switch b := byte(c); {
+			case b == 0:
 				return fmt.Sprintf("%s has %s, which requests may not have", quoted, p[i:i+3]), "remove it"
+			case (b == '/' || b == '\\') && p == path:
+				return fmt.Sprintf("%s has %s, which only an exact path may have", quoted, p[i:i+3]), "write =" + clip(p)
+			case b == '-' || b == '.' || b == '_' || b == '~' || isDigit(b) || 'a' <= b|0x20 && b|0x20 <= 'z':
+				return fmt.Sprintf("%s has %s, but paths are matched in their normal form", quoted, p[i:i+3]), fmt.Sprintf("write %c", b)
 			}
 		}
 	}
@@ -448,8 +464,10 @@ func checkPath(path string) (problem, hint string) {
 	return "", ""
 }
 
+func isDigit(b byte) bool { return '0' <= b && b <= '9' }
+
 func isHex(b byte) bool {
-	return '0' <= b && b <= '9' || 'a' <= b && b <= 'f' || 'A' <= b && b <= 'F'
+	return isDigit(b) || 'a' <= b && b <= 'f' || 'A' <= b && b <= 'F'
 }
 
 // service checks one service's policy; path is where it stands, empty for a value kept in etcd.
@@ -467,25 +485,28 @@ func (s *source) service(name string, v Service, path string) {
 	if (v.TLS.Cert == "") != (v.TLS.Key == "") {
 		s.report(join(path, "tls"), "cert and key belong together", "give both, or none")
 	}
-	for key, n := range map[string]int{"max_concurrent": v.MaxConcurrent, "queue": v.Queue} {
-		if n < 0 {
-			s.report(join(path, key), key+" must not be negative", "")
-		}
+	if name := v.TLS.ServerName; name != "" && !dnsName.MatchString(name) && net.ParseIP(name) == nil {
+		s.report(join(path, "tls.server_name"), fmt.Sprintf("%q is not a host name", clip(name)), "write the name that the certificates hold")
+	}
+	if v.MaxConcurrent < 0 {
+		s.report(join(path, "max_concurrent"), "max_concurrent must not be negative", "0 is no bound")
+	}
+	if v.Queue < 0 {
+		s.report(join(path, "queue"), "queue must not be negative", "")
 	}
 	first := make(map[string]bool)
 	for i, in := range v.Instances {
 		at := join(path, fmt.Sprintf("instances[%d]", i))
-		if socket, ok := strings.CutPrefix(in.Address, "unix:"); ok {
-			if problem, hint := checkSocket("instance address", socket); problem != "" {
-				s.report(at+".address", problem, hint)
-			}
-			continue
+		socket, unix := strings.CutPrefix(in.Address, "unix:")
+		problem, hint := checkSocket("instance address", socket)
+		if !unix {
+			problem, hint = checkAddress("instance address", in.Address, dialled, 5001)
 		}
-		if problem, hint := checkAddress("instance address", in.Address, dialled, 5001); problem != "" {
+		if problem != "" {
 			s.report(at+".address", problem, hint)
 		} else if first[in.Address] {
 			s.report(at+".address", fmt.Sprintf("instance %q is given twice", in.Address), "keep one; for more traffic raise its weight")
-		} else if host, _, _ := net.SplitHostPort(in.Address); host != "localhost" && net.ParseIP(host) == nil {
+		} else if host, _, _ := net.SplitHostPort(in.Address); !unix && host != "localhost" && net.ParseIP(host) == nil {
 			s.report(at+".address", fmt.Sprintf("instance address %q is a name, and names are not resolved", clip(in.Address)), "write its IP address")
 		}
 		first[in.Address] = true

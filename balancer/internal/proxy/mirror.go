@@ -49,6 +49,12 @@ type mirrored struct {
 
 func (m *mirrored) run() {
 	up := m.loop.Reuse(m.endpoint)
+	if up != nil {
+		if _, secure := up.(*netloop.Secure); secure != m.settings.IsSecure(m.endpoint) {
+			up.Close() // from before the policy has changed
+			up = nil
+		}
+	}
 	if up == nil {
 		var err error
 		if up, err = dial(m.loop, m.endpoint, m.connect); err != nil {

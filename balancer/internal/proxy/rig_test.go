@@ -47,6 +47,7 @@ type rig struct {
 	// routes and upstreams are what publish makes a table of.
 	routes    []route.Route
 	upstreams *pool.Settings
+	mirror    string // address of the one instance of the service "copies"
 
 	mu      sync.Mutex
 	records []Record
@@ -132,8 +133,20 @@ func (r *rig) publish(upstreams ...string) {
 		r.t.Fatal(err)
 	}
 	p.Settings = r.upstreams
-	router := route.NewRouter(r.routes, func(string, route.Subset) int { return 0 })
-	r.store.Publish(r.store.Load().With(route.Change{Revision: 7, Router: router, Pools: map[int]*pool.Pool{0: p}}))
+	pools := map[int]*pool.Pool{0: p}
+	if r.mirror != "" {
+		e := pool.NewEndpoint(pool.Key{Service: "copies", Address: netip.MustParseAddrPort(r.mirror)})
+		if pools[1], err = pool.New(pool.NewService("copies"), "", []pool.Member{{Endpoint: e, Weight: 100}}); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	router := route.NewRouter(r.routes, func(service string, _ route.Subset) int {
+		if service == "copies" {
+			return 1
+		}
+		return 0
+	})
+	r.store.Publish(r.store.Load().With(route.Change{Revision: 7, Router: router, Pools: pools}))
 }
 
 // dial opens a raw connection to the proxy.

@@ -20,14 +20,25 @@ func (x *exchange) key(e *pool.Endpoint, s *pool.Settings) any {
 	if s.ProxyProtocol == 0 {
 		return e
 	}
-	return claimed{e, x.conn.Remote()}
+	return claimed{e, x.source()}
+}
+
+// source is the client, as an upstream is told in a PROXY protocol header.
+func (x *exchange) source() netip.AddrPort {
+	if c := x.rec.Client; c.Port() != 0 {
+		return c
+	}
+	return netip.AddrPortFrom(x.rec.Client.Addr(), x.conn.Remote().Port()) // named by a trusted proxy, without a port
 }
 
 // connect returns a connection to an endpoint: one that is kept, unless a fresh one is asked for, or a new one.
 func (x *exchange) connect(e *pool.Endpoint, s *pool.Settings, fresh bool) (up netloop.Conn, reused bool, why failure) {
 	if !fresh {
-		if up = x.loop.Reuse(x.key(e, s)); up != nil {
-			return up, true, failure{}
+		for up = x.loop.Reuse(x.key(e, s)); up != nil; up = x.loop.Reuse(x.key(e, s)) {
+			if _, secure := up.(*netloop.Secure); secure == s.IsSecure(e) {
+				return up, true, failure{}
+			}
+			up.Close() // from before the policy has changed
 		}
 	}
 	by := x.by(x.timeouts.Connect)
@@ -66,15 +77,11 @@ func dial(l netloop.Loop, e *pool.Endpoint, timeout time.Duration) (netloop.Conn
 
 // proxyHeader says who the client is, in the PROXY protocol.
 func (x *exchange) proxyHeader(version int) []byte {
-	source := x.rec.Client
-	if source.Port() == 0 {
-		source = netip.AddrPortFrom(source.Addr(), x.conn.Remote().Port())
-	}
 	destination := localAddress(x.conn)
 	if version == 1 {
-		return proxyproto.AppendV1(nil, source, destination)
+		return proxyproto.AppendV1(nil, x.source(), destination)
 	}
-	return proxyproto.AppendV2(nil, source, destination)
+	return proxyproto.AppendV2(nil, x.source(), destination)
 }
 
 func localAddress(c netloop.Conn) netip.AddrPort {
