@@ -9,7 +9,7 @@ TESTFLAGS ?=
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race bench bench-discovery bench-smoke pgo fuzz lint dev licenses clean
+.PHONY: help build test race bench bench-discovery bench-smoke pgo soak fuzz lint dev licenses clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,11 @@ bench-smoke: ## Run both benchmarks for seconds, only to see that they work
 pgo: ## Make the profile that builds are optimised with, from a benchmark run
 	$(GO) build -tags profile -pgo=off -o bin/rota-profile ./cmd/rota
 	ROTA_CPUPROFILE=$(PGO) $(GO) run ./bench -rota bin/rota-profile -contestants rota -parts cpu -rounds 1 -duration 35s
+
+soak: ## Restart, hand over and attack for ten minutes: nothing may fail or leak
+	ROTA_TEST_RESTARTS=2500 $(GO) test -count=1 -timeout 15m -v -run '^TestRollingRestarts$$' ./balancer
+	ROTA_TEST_RESTARTS=60 $(GO) test -count=1 -timeout 15m -v -run '^Test(Handovers|Restarts)$$' ./cmd/rota
+	ROTA_TEST_VICTIMS=500000 $(GO) test -count=1 -timeout 15m -v -run '^TestVictimsBesideAttackers$$' ./balancer/internal/proxy
 
 fuzz: ## Run every fuzz target for FUZZTIME (60s)
 	@grep -rl '^func Fuzz' --include='*_test.go' . | xargs -n1 dirname | sort -u | while read -r dir; do \
