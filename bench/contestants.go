@@ -140,6 +140,7 @@ listeners: [{address: "%s"%s}]
 admin: {address: "%s"}
 loops: %d
 grace: 0s
+request_id: "off"
 log: {level: warn, access: "off"}
 routes: [{name: b, path: /, service: b}]
 services: {b: {instances: [{address: "%s"}]}}

@@ -3,6 +3,7 @@ package config
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -46,6 +47,7 @@ func TestExampleComments(t *testing.T) {
 	text := regexp.MustCompile(`(?m)^( *)# ([a-z_]+:( |$)|  |- )`).ReplaceAllString(string(Example()), "$1$2")
 	s, c := newSource("rota.example.yaml", []byte(text)), Default()
 	s.read([]byte(text), maxFileBytes, c)
+	c.fill()
 	s.validate(c)
 	if err := s.err(); err != nil {
 		t.Errorf("%v\n%s", err, text)
@@ -64,7 +66,7 @@ func TestExampleComments(t *testing.T) {
 	}
 	var check func(v reflect.Type, path string)
 	check = func(v reflect.Type, path string) {
-		for v.Kind() == reflect.Slice || v.Kind() == reflect.Map || v.Kind() == reflect.Pointer {
+		for v.Kind() == reflect.Slice || v.Kind() == reflect.Map {
 			v = v.Elem()
 		}
 		if v.Kind() != reflect.Struct {
@@ -433,6 +435,86 @@ func TestSchema(t *testing.T) {
 	}
 	if p := schema.Properties["routes"].Items; len(p.Required) != 1 || p.AdditionalProperties != false {
 		t.Errorf("%+v", p)
+	}
+}
+
+func TestSize(t *testing.T) {
+	for text, want := range map[string]Size{
+		"0": 0, "4096": 4096, "10B": 10, "10MB": 10e6, "16KiB": 16 << 10, `"2 GiB"`: 2 << 30, "7TiB": 7 << 40, "9223372036854775807": 1<<63 - 1,
+	} {
+		c, err := Parse("rota.yaml", []byte("limits: {body: "+text+"}"))
+		if err != nil || c.Limits.Body != want {
+			t.Errorf("%s: %d, %v", text, c.Limits.Body, err)
+		}
+	}
+	for _, text := range []string{"-1", "-1KiB", "1e3", "0x10", "1.5MiB", "1kb", "1iB", "16 kib", "9223372036854775808", "8388608TiB", "{}", "true"} {
+		if c, err := Parse("rota.yaml", []byte("limits: {body: "+text+"}")); err == nil {
+			t.Errorf("%s: %d", text, c.Limits.Body)
+		}
+	}
+}
+
+func TestNetworks(t *testing.T) {
+	got, unix, err := Networks([]string{"10.0.0.0/8", "unix", "192.0.2.1", "::ffff:192.0.2.0/120", "::ffff:192.0.2.2", "2001:db8::/32", "::/0"})
+	want := "[10.0.0.0/8 192.0.2.1/32 192.0.2.0/24 192.0.2.2/32 2001:db8::/32 ::/0]"
+	if err != nil || !unix || fmt.Sprint(got) != want {
+		t.Errorf("%v %v %v", got, unix, err)
+	}
+	for _, text := range []string{"", "10.0.0.1/8", "fe80::1%eth0", "10.0.0.0/33", "localhost", "Unix"} {
+		if _, _, err := Networks([]string{text}); err == nil {
+			t.Errorf("%q is accepted", text)
+		}
+	}
+}
+
+func TestRateLimit(t *testing.T) {
+	for r, want := range map[RateLimit]string{
+		{}:                                     "0s 0  <nil>",
+		{Rate: "100/s"}:                        "10ms 100  <nil>",
+		{Rate: "30/m"}:                         "2s 1  <nil>",
+		{Rate: "1000/h", Burst: 5}:             "3.6s 5  <nil>",
+		{Rate: "1/s", Key: "client"}:           "1s 1  <nil>",
+		{Rate: "1/s", Key: "header:X-Api-Key"}: "1s 1 x-api-key <nil>",
+		{Rate: "0/s"}:                          `0s 0  "0/s" is not a rate`,
+		{Rate: "1/d"}:                          `0s 0  "1/d" is not a rate`,
+		{Rate: "1/s", Key: "header:"}:          `0s 0  key "header:" is neither client nor header:Name`,
+		{Burst: 1}:                             "0s 0  a rate limit needs a rate",
+	} {
+		every, burst, header, err := r.Parse()
+		if got := fmt.Sprint(every, " ", burst, " ", header, " ", err); got != want {
+			t.Errorf("%+v: %s, want %s", r, got, want)
+		}
+	}
+}
+
+// What a client may choose of a redirect never ends the host.
+func TestRedirectHosts(t *testing.T) {
+	for to, ok := range map[string]bool{
+		"https://{host}{uri}": true, "{scheme}://{host}:8443{path}": true, "https://{1}.example.com/": true, "https://example.com/{1}": true,
+		"/{1}": true, "{path}/": true, "http://[::1]:80{uri}": true, "https://{host}{port}{uri}": true,
+		"https://{1}": false, "https://example.com{1}/": false, "https://{1}:443/": false, "https://{1}{port}{uri}": false,
+		"https://example.com@{1}": false, "https:///x": false, "https://{uri}": false, "{1}": false, "//{host}": false, "ftp://a": false,
+		"https://a\\b": false, "/\r\nX: y": false, "/{1": false, "/}": false,
+	} {
+		data, _ := json.Marshal(Route{Path: "~/(.*)", Redirect: Redirect{To: to}})
+		if _, err := ParseRoute("r", data); (err == nil) != ok {
+			t.Errorf("%q: %v", to, err)
+		}
+	}
+}
+
+func TestParsedForms(t *testing.T) {
+	if m := (Listener{}).FileMode(); m != 0o660 {
+		t.Error(m)
+	}
+	if m := (Listener{Mode: "0600"}).FileMode(); m != 0o600 {
+		t.Error(m)
+	}
+	if d := Default().Limits.ShedAfter(); d != 500*time.Millisecond {
+		t.Error(d)
+	}
+	if d := (Limits{Shed: "off"}).ShedAfter(); d != 0 {
+		t.Error(d)
 	}
 }
 

@@ -1,6 +1,7 @@
 package route
 
 import (
+	"bytes"
 	"fmt"
 	"regexp"
 	"strings"
@@ -87,10 +88,15 @@ func NewRedirect(to string, status int, pattern *regexp.Regexp) (*Redirect, erro
 		r.parts = append(r.parts, p)
 		rest = after
 	}
+	for i, p := range r.parts {
+		if p.host && p.group > 0 && (i+1 == len(r.parts) || !strings.HasPrefix(r.parts[i+1].text, ".")) {
+			return nil, fmt.Errorf("{%d} would let the client choose the host: name what it belongs to, as in https://{%d}.example.com/", p.group, p.group)
+		}
+	}
 	return r, nil
 }
 
-// Append appends the value of Location for a request that came with this scheme and port (empty for the scheme's own).
+// Append appends the value of Location for a request that came with this scheme and port (perhaps with its colon; empty for the scheme's own).
 // Nothing in the request can add a line or lead to another host than the template names.
 func (r *Redirect) Append(out []byte, scheme string, q *Request, port []byte) []byte {
 	start := len(out)
@@ -104,7 +110,7 @@ func (r *Redirect) Append(out []byte, scheme string, q *Request, port []byte) []
 		case "host":
 			out = appendEscaped(out, q.Host, false) // of an address in brackets nothing is to be escaped
 		case "port":
-			out = appendEscaped(out, port, true)
+			out = appendEscaped(out, bytes.TrimPrefix(port, []byte{':'}), true)
 		case "path":
 			out = appendPath(out, q.Path)
 		case "query":

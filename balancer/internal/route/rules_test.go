@@ -259,13 +259,13 @@ func TestRedirect(t *testing.T) {
 			t.Errorf("%s: %v", tc.to, err)
 			continue
 		}
-		if got := string(r.Append([]byte("x"), "http", request("GET", tc.host, tc.target), []byte("81"))); got != "x"+tc.want {
+		if got := string(r.Append([]byte("x"), "http", request("GET", tc.host, tc.target), []byte(":81"))); got != "x"+tc.want {
 			t.Errorf("%s for %s%s: %s, want %s", tc.to, tc.host, tc.target, got, tc.want)
 		}
 	}
 	for _, to := range []string{
 		"", "x", "//evil", "ftp://a/", "https://", "{host}/", "{1}/", "{query}", "/{", "/{path", "/{nope}", "/{0}", "/{3}", "/{10}",
-		"https://a{query}", "/a b", "/a\r\n", "/\"", "/ä", "/a}b", "javascript:alert(1)",
+		"https://a{query}", "https://{1}/", "https://a{1}/", "https://{1}:443/", "/a b", "/a\r\n", "/\"", "/ä", "/a}b", "javascript:alert(1)",
 	} {
 		if _, err := NewRedirect(to, 308, users); err == nil {
 			t.Errorf("%q is taken", to)
