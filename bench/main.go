@@ -41,7 +41,7 @@ type options struct {
 }
 
 // The parts of a run.
-var allParts = []string{"cpu", "syscalls", "idle", "allocs"}
+var allParts = []string{"cpu", "latency", "syscalls", "idle", "allocs"}
 
 func main() {
 	var o options
@@ -128,6 +128,8 @@ func run(o *options) error {
 		switch part {
 		case "cpu":
 			err = b.rounds(ctx)
+		case "latency":
+			err = b.latency(ctx)
 		case "syscalls":
 			err = b.syscalls(ctx)
 		case "idle":

@@ -35,6 +35,7 @@ type result struct {
 	// Unfair says why no ratio is given, or is empty.
 	Unfair      string             `json:"unfair,omitempty"`
 	Turns       []turn             `json:"turns,omitempty"`
+	Delays      []delays           `json:"fixed_rate,omitempty"`
 	Syscalls    map[string]float64 `json:"syscalls_per_request,omitempty"`
 	IdleBytes   *float64           `json:"idle_connection_bytes,omitempty"`
 	Allocations *float64           `json:"allocations_per_request,omitempty"`
@@ -141,6 +142,10 @@ func (r *report) markdown() string {
 	}
 	if len(t) > 1 {
 		b.WriteString(t.String() + "\n")
+	}
+
+	if t := r.delayTable(); len(t) > 1 {
+		b.WriteString("At fixed rates, of what the slowest peer can do, from the moment a request was due:\n\n" + t.String() + "\n")
 	}
 
 	for _, res := range r.Results {
