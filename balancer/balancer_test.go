@@ -510,24 +510,35 @@ func TestTelemetry(t *testing.T) {
 		d.get("web", "/x?a=%22")
 	}
 	d.get("nowhere", "/")
-	resp, err := client.Get(d.admin + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	body, _ := io.ReadAll(resp.Body)
-	resp.Body.Close()
-	for _, want := range []string{
-		`rota_http_requests_total{code="200",method="GET",service="web"} 3`,
-		`rota_http_requests_total{code="404",method="GET",service="_none"} 1`,
-		`rota_http_request_duration_seconds_count{service="web"} 3`,
-		`rota_upstream_requests_total{code="2xx",service="web",upstream="127.0.0.1:`,
-		`rota_upstream_state{service="web",state="ready",upstream="127.0.0.1:`,
-		`rota_http_requests_in_flight{service="web"} 0`,
-		`rota_build_info{`, `go_goroutines`,
-	} {
-		if !strings.Contains(string(body), want) {
-			t.Errorf("metrics lack %s", want)
+	// An exchange is counted when it has ended, which may be after its client has read the answer.
+	var missing []string
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		resp, err := client.Get(d.admin + "/metrics")
+		if err != nil {
+			t.Fatal(err)
 		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		missing = missing[:0]
+		for _, want := range []string{
+			`rota_http_requests_total{code="200",method="GET",service="web"} 3`,
+			`rota_http_requests_total{code="404",method="GET",service="_none"} 1`,
+			`rota_http_request_duration_seconds_count{service="web"} 3`,
+			`rota_upstream_requests_total{code="2xx",service="web",upstream="127.0.0.1:`,
+			`rota_upstream_state{service="web",state="ready",upstream="127.0.0.1:`,
+			`rota_http_requests_in_flight{service="web"} 0`,
+			`rota_build_info{`, `go_goroutines`,
+		} {
+			if !strings.Contains(string(body), want) {
+				missing = append(missing, want)
+			}
+		}
+		if len(missing) == 0 || time.Now().After(deadline) {
+			break
+		}
+	}
+	for _, want := range missing {
+		t.Errorf("metrics lack %s", want)
 	}
 	if err := d.stop(); err != nil {
 		t.Fatal(err)
