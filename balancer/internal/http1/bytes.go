@@ -3,6 +3,7 @@ package http1
 import (
 	"bytes"
 	"encoding/binary"
+	"math/bits"
 )
 
 // tokens are the characters of a token (RFC 9110 §5.6.2).
@@ -38,29 +39,29 @@ func trim(b []byte) []byte {
 	return b
 }
 
-// validValue reports whether b has no control characters but tabs. It looks at eight bytes at a time.
-func validValue(b []byte) bool {
+// textLen is the number of bytes before the first one that may not stand in a field value: a control character other than
+// a tab. It looks at eight at a time.
+func textLen(b []byte) int {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
-	for len(b) >= 8 {
-		x := binary.LittleEndian.Uint64(b)
-		below := (x - ones*0x20) &^ x & highs
+	i := 0
+	for ; i+8 <= len(b); i += 8 {
+		x := binary.LittleEndian.Uint64(b[i:])
 		y := x ^ ones*0x7f
-		del := (y - ones) &^ y & highs
-		if below|del != 0 && !validSlow(b[:8]) {
-			return false
+		// The lowest bit that is set is exact; those above it may come from a borrow.
+		control := ((x-ones*0x20)&^x | (y-ones)&^y) & highs
+		if control == 0 {
+			continue
 		}
-		b = b[8:]
-	}
-	return validSlow(b)
-}
-
-func validSlow(b []byte) bool {
-	for _, c := range b {
-		if c < ' ' && c != '\t' || c == 0x7f {
-			return false
+		at := i + bits.TrailingZeros64(control)/8
+		if b[at] != '\t' {
+			return at
 		}
+		i = at + 1 - 8 // go on behind the tab
 	}
-	return true
+	for i < len(b) && (b[i] >= ' ' && b[i] != 0x7f || b[i] == '\t') {
+		i++
+	}
+	return i
 }
 
 // EqualFold reports whether b is s, which must be lower-case, in any ASCII case.

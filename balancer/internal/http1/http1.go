@@ -60,19 +60,32 @@ var (
 	ErrResponseFrame = upstream("ambiguous response framing")
 )
 
-// Field is one header field of a parsed head.
-type Field struct {
-	Name, Value []byte // Value without surrounding white space
-	Kind        Kind
-	start, end  int // the whole line with its CRLF
+// fields are the header fields of a head, by their places in it: nothing to follow for the collector, nothing to tell it
+// about when they are written.
+type fields struct {
+	head []byte
+	all  []field
 }
 
-// Kind tells apart the fields that a proxy must know.
-type Kind uint8
+// field is the place of one field: its line is head[start:end], CRLF included, its name ends at colon, and its value,
+// without the white space around it, is head[value:valueEnd].
+type field struct {
+	start, colon, value, valueEnd, end uint32
+	kind                               kind
+}
+
+// name returns the name of the i-th field.
+func (f *fields) name(i int) []byte { return f.head[f.all[i].start:f.all[i].colon] }
+
+// value returns the value of the i-th field.
+func (f *fields) value(i int) []byte { return f.head[f.all[i].value:f.all[i].valueEnd] }
+
+// kind tells apart the fields that a proxy must know.
+type kind uint8
 
 // The kinds of fields; other is any that is simply passed on.
 const (
-	other Kind = iota
+	other kind = iota
 	kindHost
 	kindContentLength
 	kindTransferEncoding
@@ -87,7 +100,7 @@ const (
 )
 
 // kindOf classifies a lower-case name.
-func kindOf(name []byte) Kind {
+func kindOf(name []byte) kind {
 	switch string(name) {
 	case "host":
 		return kindHost
@@ -138,7 +151,7 @@ const (
 
 // classify returns the kind of a field name and whether it is written with underscores. A name with underscores is
 // classified as if they were hyphens, because many servers do not tell the two apart.
-func classify(name []byte) (k Kind, underscored bool) {
+func classify(name []byte) (k kind, underscored bool) {
 	x := name[0]|0x20 == 'x' && len(name) > len(forwardedPrefix)
 	if !x && (len(name) > longestKnown || lengths[len(name)]&(1<<(name[0]&0x1f)) == 0) {
 		return other, false
@@ -199,38 +212,44 @@ func (s *Scanner) Scan(b []byte) (int, *Error) {
 	return 0, nil
 }
 
-// parseFields parses the field lines of head from pos up to its empty line.
-func parseFields(head []byte, pos int, fields []Field) ([]Field, *Error) {
+// parse reads the field lines of head, which [Scanner.Scan] has found complete, from pos on.
+func (f *fields) parse(head []byte, pos int) *Error {
+	f.head, f.all = head, f.all[:0]
 	for pos < len(head)-2 {
-		rest := head[pos:]
-		eol := indexByte(rest, '\n')
-		line := rest[:eol-1]
-		if line[0] == ' ' || line[0] == '\t' {
-			return fields, ErrFold
-		}
+		line := head[pos:]
 		colon := 0
-		for colon < len(line) && tokens[line[colon]] {
+		for tokens[line[colon]] {
 			colon++
 		}
-		if colon == 0 || colon == len(line) || line[colon] != ':' {
-			return fields, ErrFieldName
+		if line[colon] != ':' || colon == 0 {
+			if line[0] == ' ' || line[0] == '\t' {
+				return ErrFold
+			}
+			return ErrFieldName
 		}
-		if len(fields) == MaxFields {
-			return fields, ErrFields
+		if len(f.all) == MaxFields {
+			return ErrFields
 		}
-		value := trim(line[colon+1:])
-		if !validValue(value) {
-			return fields, ErrFieldValue
+		value := colon + 1
+		for line[value] == ' ' || line[value] == '\t' {
+			value++
 		}
-		name := line[:colon]
-		kind, underscored := classify(name)
+		eol := value + textLen(line[value:])
+		if line[eol] != '\r' || line[eol+1] != '\n' {
+			return ErrFieldValue
+		}
+		end := eol
+		for end > value && (line[end-1] == ' ' || line[end-1] == '\t') {
+			end--
+		}
+		kind, underscored := classify(line[:colon])
 		if underscored && kind != other {
 			kind = kindHop
 		}
-		fields = append(fields, Field{name, value, kind, pos, pos + eol + 1})
-		pos += eol + 1
+		f.all = append(f.all, field{uint32(pos), uint32(pos + colon), uint32(pos + value), uint32(pos + end), uint32(pos + eol + 2), kind})
+		pos += eol + 2
 	}
-	return fields, nil
+	return nil
 }
 
 // connection reads a Connection field: whether it says close or keep-alive, and whether it names other fields.
@@ -263,12 +282,12 @@ func nextElement(list []byte) (element, rest []byte) {
 }
 
 // named reports whether a Connection field of the message names this field.
-func named(fields []Field, name []byte) bool {
-	for i := range fields {
-		if fields[i].Kind != kindConnection {
+func (f *fields) named(name []byte) bool {
+	for i := range f.all {
+		if f.all[i].kind != kindConnection {
 			continue
 		}
-		for rest := fields[i].Value; len(rest) > 0; {
+		for rest := f.value(i); len(rest) > 0; {
 			var t []byte
 			t, rest = nextElement(rest)
 			if len(t) == len(name) && equalFoldBytes(t, name) {
@@ -294,12 +313,12 @@ func parseLength(v []byte) (int64, bool) {
 	return n, true
 }
 
-// value returns the value of the n-th field of that lower-case name.
-func value(fields []Field, name string, n int) ([]byte, bool) {
-	for i := range fields {
-		if f := &fields[i]; len(f.Name) == len(name) && EqualFold(f.Name, name) {
+// Value returns the value of the n-th field, counted from 0, of that lower-case name.
+func (f *fields) Value(name string, n int) ([]byte, bool) {
+	for i := range f.all {
+		if x := &f.all[i]; int(x.colon-x.start) == len(name) && EqualFold(f.name(i), name) {
 			if n--; n < 0 {
-				return f.Value, true
+				return f.value(i), true
 			}
 		}
 	}

@@ -13,8 +13,8 @@ type Request struct {
 	// Host is lower-case, without port and trailing dot; empty for an HTTP/1.0 request without Host.
 	Host []byte
 	// Port is the port in Host or target, with its colon; usually empty.
-	Port   []byte
-	Fields []Field
+	Port []byte
+	fields
 
 	Minor   int   // 0 or 1
 	Length  int64 // of the body; zero when there is none, -1 when chunked
@@ -32,7 +32,6 @@ type Request struct {
 	hasLength bool
 
 	names bool   // Connection names fields
-	head  []byte // what was parsed
 	path  []byte // scratch for a normalised path
 }
 
@@ -49,12 +48,11 @@ func (r *Request) Retryable() bool {
 func (r *Request) IsHead() bool { return string(r.Method) == "HEAD" }
 
 // Reset makes the request empty. It holds nothing of a head any more.
-func (r *Request) Reset() { *r = Request{path: r.path, Fields: r.Fields[:0]} }
+func (r *Request) Reset() { *r = Request{path: r.path, fields: fields{all: r.all[:0]}} }
 
 // Parse reads a head that [Scanner.Scan] has found complete. head may be changed: the host is made lower-case.
 func (r *Request) Parse(head []byte) *Error {
 	r.Reset()
-	r.head = head
 	eol := indexByte(head, '\n')
 	if eol < 1 {
 		return ErrLineEnd
@@ -63,14 +61,14 @@ func (r *Request) Parse(head []byte) *Error {
 	if err != nil {
 		return err
 	}
-	if r.Fields, err = parseFields(head, eol+1, r.Fields); err != nil {
+	if err = r.parse(head, eol+1); err != nil {
 		return err
 	}
 	authority, err := r.target(target)
 	if err != nil {
 		return err
 	}
-	return r.fields(authority)
+	return r.decide(authority)
 }
 
 // requestLine reads method and version and returns the target.
@@ -163,38 +161,37 @@ func checkQuery(q []byte) *Error {
 	return nil
 }
 
-// fields reads the fields that decide on host, framing and connection.
-func (r *Request) fields(authority []byte) *Error {
+// decide reads the fields that decide on host, framing and connection.
+func (r *Request) decide(authority []byte) *Error {
 	var host, te, upgrade []byte
 	hosts, lengths, tes, upgrades := 0, 0, 0, 0
 	closing, keep := false, false
-	for i := range r.Fields {
-		f := &r.Fields[i]
-		switch f.Kind {
+	for i := range r.all {
+		switch r.all[i].kind {
 		case kindHost:
-			host = f.Value
+			host = r.value(i)
 			hosts++
 		case kindContentLength:
-			n, ok := parseLength(f.Value)
+			n, ok := parseLength(r.value(i))
 			if !ok {
 				return ErrLength
 			}
 			r.Length = n
 			lengths++
 		case kindTransferEncoding:
-			te = f.Value
+			te = r.value(i)
 			tes++
 		case kindConnection:
-			c, k, names, err := connection(f.Value)
+			c, k, names, err := connection(r.value(i))
 			if err != nil {
 				return err
 			}
 			closing, keep, r.names = closing || c, keep || k, r.names || names
 		case kindUpgrade:
-			upgrade = f.Value
+			upgrade = r.value(i)
 			upgrades++
 		case kindExpect:
-			if !EqualFold(f.Value, "100-continue") {
+			if !EqualFold(r.value(i), "100-continue") {
 				return ErrExpect
 			}
 			r.Continue = r.Minor == 1
@@ -218,7 +215,7 @@ func (r *Request) fields(authority []byte) *Error {
 	}
 	r.hasLength = lengths == 1
 	r.KeepAlive = !closing && (r.Minor == 1 || keep)
-	if upgrades == 1 && r.Minor == 1 && r.Length == 0 && string(r.Method) == "GET" && isToken(upgrade) && named(r.Fields, upgradeName) {
+	if upgrades == 1 && r.Minor == 1 && r.Length == 0 && string(r.Method) == "GET" && isToken(upgrade) && r.named(upgradeName) {
 		lower(upgrade)
 		r.Upgrade = upgrade
 	}
@@ -243,6 +240,3 @@ func (r *Request) UserAgent() []byte {
 	v, _ := r.Value("user-agent", 0)
 	return v
 }
-
-// Value returns the value of the n-th field, counted from 0, of that lower-case name.
-func (r *Request) Value(name string, n int) ([]byte, bool) { return value(r.Fields, name, n) }

@@ -289,15 +289,26 @@ func TestFieldNames(t *testing.T) {
 	}
 }
 
-// validValue looks at eight bytes at a time; wherever a byte stands, it says what the slow way says.
-func TestValidValue(t *testing.T) {
+// textLen looks at eight bytes at a time; wherever bytes stand, it says what the slow way says.
+func TestTextLen(t *testing.T) {
+	slow := func(v []byte) int {
+		for i, b := range v {
+			if b < ' ' && b != '\t' || b == 0x7f {
+				return i
+			}
+		}
+		return len(v)
+	}
 	for b := range 256 {
 		for size := 1; size <= 20; size++ {
 			for at := range size {
-				v := bytes.Repeat([]byte{'a', 0xff}, 10)[:size]
-				v[at] = byte(b)
-				if got, want := validValue(v), b >= ' ' && b != 0x7f || b == '\t'; got != want {
-					t.Fatalf("%q: %v", v, got)
+				for _, next := range []byte{'a', '\t', '\r', 0x7f, 0x80} {
+					v := bytes.Repeat([]byte{'a', 0xff}, 10)[:size]
+					v[at] = byte(b)
+					v[(at+1)%size] = next
+					if got, want := textLen(v), slow(v); got != want {
+						t.Fatalf("%q: %d, want %d", v, got, want)
+					}
 				}
 			}
 		}

@@ -4,7 +4,7 @@ package http1
 type Response struct {
 	Status int
 	Reason []byte
-	Fields []Field
+	fields
 
 	Minor   int   // 0 or 1
 	Length  int64 // of the body; zero when there is none, -1 when chunked or until close
@@ -20,12 +20,11 @@ type Response struct {
 
 	names  bool
 	length []byte
-	head   []byte
 }
 
 // Parse reads the head of the answer to a request; head tells that the request was HEAD. All errors have status 502.
 func (r *Response) Parse(b []byte, head bool) *Error {
-	*r = Response{head: b, Fields: r.Fields[:0]}
+	*r = Response{fields: fields{all: r.all[:0]}}
 	eol := indexByte(b, '\n')
 	line := b[:eol-1]
 	if len(line) < 12 || string(line[:7]) != "HTTP/1." || line[8] != ' ' || line[7] != '0' && line[7] != '1' {
@@ -42,47 +41,42 @@ func (r *Response) Parse(b []byte, head bool) *Error {
 		return ErrResponseHead
 	}
 	if len(line) > 12 {
-		if line[12] != ' ' || !validValue(line[13:]) {
+		if line[12] != ' ' || textLen(line[13:]) < len(line)-13 {
 			return ErrResponseHead
 		}
 		r.Reason = line[13:]
 	}
-	var err *Error
-	if r.Fields, err = parseFields(b, eol+1, r.Fields); err != nil {
+	if r.parse(b, eol+1) != nil {
 		return ErrResponseHead
 	}
 	return r.framing(head)
 }
 
-// Value returns the value of the n-th field, counted from 0, of that lower-case name.
-func (r *Response) Value(name string, n int) ([]byte, bool) { return value(r.Fields, name, n) }
-
 func (r *Response) framing(head bool) *Error {
 	lengths, tes, upgrades := 0, 0, 0
 	closing, keep := false, false
-	for i := range r.Fields {
-		f := &r.Fields[i]
-		switch f.Kind {
+	for i := range r.all {
+		switch r.all[i].kind {
 		case kindContentLength:
-			n, ok := parseLength(f.Value)
+			n, ok := parseLength(r.value(i))
 			if !ok {
 				return ErrResponseFrame
 			}
-			r.Length, r.length = n, f.Value
+			r.Length, r.length = n, r.value(i)
 			for len(r.length) > 1 && r.length[0] == '0' {
 				r.length = r.length[1:]
 			}
 			lengths++
 		case kindTransferEncoding:
-			if !EqualFold(f.Value, "chunked") || r.Minor == 0 {
+			if !EqualFold(r.value(i), "chunked") || r.Minor == 0 {
 				return ErrResponseFrame
 			}
 			tes++
 		case kindUpgrade:
-			r.Upgrade = f.Value
+			r.Upgrade = r.value(i)
 			upgrades++
 		case kindConnection:
-			c, k, names, err := connection(f.Value)
+			c, k, names, err := connection(r.value(i))
 			if err != nil {
 				return ErrResponseHead
 			}
@@ -92,7 +86,7 @@ func (r *Response) framing(head bool) *Error {
 	if r.Status == 101 && lengths+tes > 0 {
 		return ErrResponseFrame
 	}
-	if upgrades != 1 || !named(r.Fields, upgradeName) {
+	if upgrades != 1 || !r.named(upgradeName) {
 		r.Upgrade = nil
 	}
 	if lengths > 1 || tes > 1 || lengths+tes > 1 {

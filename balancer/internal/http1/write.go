@@ -54,7 +54,7 @@ func AppendRequest(out []byte, r *Request, hop *Hop) []byte {
 	out = append(out, r.Host...)
 	out = append(out, r.Port...)
 	out = append(out, "\r\n"...)
-	out = appendFields(out, r.head, r.Fields, r.names, hop, hop.Edit.Remove)
+	out = appendFields(out, &r.fields, r.names, hop, hop.Edit.Remove)
 	switch {
 	case r.Chunked:
 		out = append(out, "Transfer-Encoding: chunked\r\n"...)
@@ -136,7 +136,7 @@ func AppendResponse(out []byte, r *Response, body Body, minor int, keep bool, ed
 	out = append(out, byte('0'+r.Status/100), byte('0'+r.Status/10%10), byte('0'+r.Status%10), ' ')
 	out = append(out, r.Reason...)
 	out = append(out, "\r\n"...)
-	out = appendFields(out, r.head, r.Fields, r.names, nil, edit.Remove)
+	out = appendFields(out, &r.fields, r.names, nil, edit.Remove)
 	switch {
 	case body == AsChunks:
 		out = append(out, "Transfer-Encoding: chunked\r\n"...)
@@ -161,35 +161,35 @@ func AppendResponse(out []byte, r *Response, body Body, minor int, keep bool, ed
 }
 
 // appendFields appends the lines that are passed on, in runs that are as long as possible. hop is nil for a response.
-func appendFields(out, head []byte, fields []Field, names bool, hop *Hop, remove []string) []byte {
-	from, to := 0, 0
-	for i := range fields {
-		f := &fields[i]
+func appendFields(out []byte, f *fields, names bool, hop *Hop, remove []string) []byte {
+	from, to := uint32(0), uint32(0)
+	for i := range f.all {
+		x := &f.all[i]
 		keep := true
-		switch f.Kind {
+		switch x.kind {
 		case other, kindVia:
 		case kindTE:
-			keep = EqualFold(f.Value, "trailers")
+			keep = EqualFold(f.value(i), "trailers")
 		case kindForwarded:
 			keep = hop == nil || hop.Trusted
 		case kindOrigin:
 			keep = hop == nil
 		case kindHop:
-			keep = hop == nil && EqualFold(f.Name, "trailer")
+			keep = hop == nil && EqualFold(f.name(i), "trailer")
 		default:
 			keep = false
 		}
-		if !keep || names && named(fields, f.Name) || remove != nil && removed(remove, f.Name) ||
-			hop != nil && len(f.Name) == len(hop.IDLower) && EqualFold(f.Name, hop.IDLower) {
+		if !keep || names && f.named(f.name(i)) || remove != nil && removed(remove, f.name(i)) ||
+			hop != nil && int(x.colon-x.start) == len(hop.IDLower) && EqualFold(f.name(i), hop.IDLower) {
 			continue
 		}
-		if f.start != to {
-			out = append(out, head[from:to]...)
-			from = f.start
+		if x.start != to {
+			out = append(out, f.head[from:to]...)
+			from = x.start
 		}
-		to = f.end
+		to = x.end
 	}
-	return append(out, head[from:to]...)
+	return append(out, f.head[from:to]...)
 }
 
 // removed reports whether a name is on a list.
