@@ -289,15 +289,28 @@ type goWaiter struct {
 
 func (s *shard) NewWaiter() Waiter { return &goWaiter{s, make(chan struct{}, 1)} }
 
-// Wait implements [Waiter]. It does not notice that the peer of watch goes.
-func (w *goWaiter) Wait(until time.Time, _ Conn) error {
+// Wait implements [Waiter].
+func (w *goWaiter) Wait(until time.Time, watch Conn) error {
 	t := time.NewTimer(time.Until(until))
 	defer t.Stop()
+	gone := make(chan struct{})
+	if watch != nil {
+		if o := baseGo(watch); len(o.pending) == 0 {
+			watcher := o.watch(func(w *watcher) {
+				if w.ended {
+					close(gone)
+				}
+			})
+			defer watcher.release()
+		}
+	}
 	select {
 	case <-w.woken:
 		return nil
 	case <-w.shard.engine.ended:
 		return net.ErrClosed
+	case <-gone:
+		return ErrPeerGone
 	case <-t.C:
 		return os.ErrDeadlineExceeded
 	}
@@ -503,6 +516,17 @@ func (w *watcher) stop() (ended bool) {
 	return w.ended
 }
 
+// release is stop for a connection that its owner goes on with: its deadline counts again.
+func (w *watcher) release() (ended bool) {
+	ended = w.stop()
+	var until time.Time
+	if t := w.conn.readUntil.Load(); t != nil {
+		until = *t
+	}
+	w.conn.net.SetReadDeadline(until)
+	return ended
+}
+
 // Read implements net.Conn.
 func (c *goConn) Read(b []byte) (int, error) {
 	if len(c.pending) == 0 || len(b) == 0 {
@@ -525,12 +549,7 @@ func (c *goConn) ReadWatching(b []byte, other Conn) (int, error) {
 		}
 	})
 	n, err := c.net.Read(b)
-	gone := w.stop()
-	var until time.Time
-	if t := o.readUntil.Load(); t != nil {
-		until = *t
-	}
-	o.net.SetReadDeadline(until)
+	gone := w.release()
 	if gone && n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
 		return 0, ErrPeerGone
 	}
