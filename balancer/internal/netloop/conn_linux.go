@@ -255,7 +255,9 @@ func (c *conn) gone() bool {
 }
 
 // Write implements net.Conn: it returns when all of b is with the kernel.
-func (c *conn) Write(b []byte) (int, error) {
+func (c *conn) Write(b []byte) (int, error) { return c.send(b, unix.MSG_NOSIGNAL) }
+
+func (c *conn) send(b []byte, flags int) (int, error) {
 	done := 0
 	for {
 		if c.fd < 0 {
@@ -265,7 +267,7 @@ func (c *conn) Write(b []byte) (int, error) {
 			return done, nil
 		}
 		if c.writable {
-			n, _, e := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(&b[done])), uintptr(len(b)-done), unix.MSG_NOSIGNAL, 0, 0)
+			n, _, e := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(&b[done])), uintptr(len(b)-done), uintptr(flags), 0, 0)
 			switch {
 			case e == 0:
 				done += int(n)

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,13 +40,15 @@ func (p *pipe) close() {
 	unix.Close(p.w)
 }
 
-// Splice moves up to n bytes from src to dst within the kernel (splice(2)): it waits until there is something, takes what
-// there is, and returns when all of that is with dst. While it waits for src it notices that the peer of watch goes, as
-// ReadWatching does; nil is nobody. At the end of src it returns io.EOF as rerr; errors of dst are werr.
+// Splice writes prefix to dst and then moves up to n bytes from src to it within the kernel (splice(2)): as many as there
+// are, in one segment with the prefix where that fits. Without a prefix it first waits until there is something; with
+// one it does not, and may move nothing. It returns when all of that is with dst, and how much that was, the prefix
+// included. While it waits for src it notices that the peer of watch goes, as ReadWatching does; nil is nobody. At the end
+// of src it returns io.EOF as rerr; errors of dst are werr.
 //
-// It returns errors.ErrUnsupported, and has moved nothing, where bytes have to be copied: on a [Layer], on the goroutines
-// engine, or when many other splices are under way.
-func Splice(dst, src Conn, n int64, watch Conn) (moved int64, rerr, werr error) {
+// It returns errors.ErrUnsupported as rerr, and has written nothing, where bytes have to be copied: on a [Layer], on the
+// goroutines engine, or when many other splices are under way.
+func Splice(dst, src Conn, prefix []byte, n int64, watch Conn) (written int64, rerr, werr error) {
 	d, ok := dst.(*conn)
 	s, ok2 := src.(*conn)
 	if !ok || !ok2 {
@@ -57,10 +60,7 @@ func Splice(dst, src Conn, n int64, watch Conn) (moved int64, rerr, werr error) 
 		other = baseConn(watch)
 	}
 	// The pipe is taken when there is something to put into it.
-	for !s.readable {
-		if s.fd < 0 {
-			return 0, net.ErrClosed, nil
-		}
+	for len(prefix) == 0 && s.fd >= 0 && !s.readable {
 		if err := s.await(other); err != nil {
 			return 0, err, nil
 		}
@@ -68,69 +68,98 @@ func Splice(dst, src Conn, n int64, watch Conn) (moved int64, rerr, werr error) 
 	if s.fd < 0 {
 		return 0, net.ErrClosed, nil
 	}
-	p, ok := l.pipes.take()
-	if !ok {
-		if l.piping >= maxPipes {
-			return 0, errors.ErrUnsupported, nil
-		}
-		var err error
-		if p, err = newPipe(); err != nil {
-			return 0, errors.ErrUnsupported, nil
-		}
-	}
-	l.piping++
-	defer func() { l.piping-- }()
 	held := 0
-	for held == 0 {
-		k, err := unix.Splice(s.fd, nil, p.w, nil, int(min(n, int64(p.size))), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-		switch {
-		case err == nil && k == 0:
-			rerr = io.EOF
-		case err == nil:
-			held = int(k)
-		case err == unix.EINTR:
-			continue
-		case err == unix.EAGAIN:
-			// Readable bytes may not be spliced as yet (urgent data): the next edge tells.
-			s.readable = s.hangup
-			rerr = s.await(other)
-		default:
-			rerr = os.NewSyscallError("splice", err)
+	var p *pipe
+	if s.readable {
+		if p = l.pipe(); p == nil {
+			return 0, errors.ErrUnsupported, nil
 		}
-		if s.fd < 0 && rerr == nil {
-			rerr = net.ErrClosed
-		}
-		if rerr != nil {
-			l.pipes.give(p)
-			return 0, rerr, nil
-		}
+		l.piping++
+		defer func() { l.piping-- }()
+		held, rerr = s.fill(p, n)
 	}
-	for held > 0 {
+	switch {
+	case len(prefix) == 0 && held == 0 && rerr == nil:
+		rerr = s.await(other)
+	case len(prefix) > 0:
+		flags := unix.MSG_NOSIGNAL
+		if held > 0 {
+			flags |= unix.MSG_MORE // what follows is in our hands
+		}
+		var k int
+		k, werr = d.send(prefix, flags)
+		written = int64(k)
+	}
+	for held > 0 && werr == nil {
 		if d.fd < 0 {
 			werr = net.ErrClosed
-		} else if d.writable {
-			k, err := unix.Splice(p.r, nil, d.fd, nil, held, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-			switch {
-			case err == nil:
-				held -= int(k)
-				moved += int64(k)
+			break
+		}
+		if d.writable {
+			k, e := splice(p.r, d.fd, held)
+			switch e {
+			case 0:
+				held -= k
+				written += int64(k)
 				continue
-			case err == unix.EINTR:
+			case unix.EINTR:
 				continue
-			case err == unix.EAGAIN:
-				d.writable = false
+			case unix.EAGAIN:
 			default:
-				werr = os.NewSyscallError("splice", err)
+				werr = os.NewSyscallError("splice", e)
+				continue
 			}
+			d.writable = false
 		}
-		if werr == nil {
-			werr = d.waitWritable()
-		}
-		if werr != nil {
-			p.close() // bytes are left in it
-			return moved, nil, werr
+		werr = d.waitWritable()
+	}
+	switch {
+	case p == nil:
+	case held > 0:
+		p.close() // bytes are left in it
+	default:
+		l.pipes.give(p)
+	}
+	return written, rerr, werr
+}
+
+// pipe takes a pipe; nil when there can be no more.
+func (l *loop) pipe() *pipe {
+	if p, ok := l.pipes.take(); ok {
+		return p
+	}
+	if l.piping >= maxPipes {
+		return nil
+	}
+	p, err := newPipe()
+	if err != nil {
+		return nil
+	}
+	return p
+}
+
+// fill moves what there is, at most n bytes, into an empty pipe.
+func (c *conn) fill(p *pipe, n int64) (int, error) {
+	for {
+		k, e := splice(c.fd, p.w, int(min(n, int64(p.size))))
+		switch {
+		case e == 0 && k == 0:
+			return 0, io.EOF
+		case e == 0:
+			return k, nil
+		case e == unix.EINTR:
+		case e == unix.EAGAIN:
+			// Nothing is there, or bytes that may not be spliced as yet (urgent data): the next edge tells.
+			c.readable = c.hangup
+			return 0, nil
+		default:
+			return 0, os.NewSyscallError("splice", e)
 		}
 	}
-	l.pipes.give(p)
-	return moved, nil, nil
+}
+
+// splice is splice(2) without waiting, by a raw call as reads and writes are.
+func splice(from, to, n int) (int, syscall.Errno) {
+	k, _, e := unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+	return int(k), e
 }

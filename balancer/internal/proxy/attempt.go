@@ -78,6 +78,12 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 		}
 		if x.resp.Status >= 200 {
 			x.rec.UpstreamStatus, x.rec.Upstream = x.resp.Status, x.loop.Now().Sub(started)
+			if n == head {
+				if n, why = x.readMore(up, buf, n); why.reason != "" {
+					up.Close()
+					return outcome{failure: why, again: repeatable && !isTimeout(why.cause)}
+				}
+			}
 			return x.relay(e, s, up, buf, head, n)
 		}
 		if x.resp.Status == 101 {
@@ -149,6 +155,29 @@ func (x *exchange) readAnswer(up netloop.Conn, buf []byte, n int) (_ []byte, hel
 			return buf, n, 0, why
 		}
 	}
+}
+
+// readMore waits for the first bytes of a body of known length whose head has come alone, and reads them into buf behind
+// the n that are held, unless they are to be moved within the kernel. Many servers send head and body in two writes: they go
+// out in one, and a failure before bytes that are read here is no answer cut off.
+func (x *exchange) readMore(up netloop.Conn, buf []byte, n int) (held int, _ failure) {
+	left := x.resp.Length
+	if left <= 0 || x.bodyPending() {
+		return n, failure{}
+	}
+	up.SetReadDeadline(x.by(x.timeouts.IdleBody))
+	err := up.Wait(x.watched())
+	if err == nil && left < spliceFrom {
+		var k int
+		k, err = x.readUpstream(up, buf[n:len(buf)-slack])
+		n += k
+	}
+	if err != nil {
+		why := x.blame(err)
+		why.cause = err
+		return n, why
+	}
+	return n, failure{}
 }
 
 // readUpstream reads while keeping an eye on the client.
@@ -243,23 +272,13 @@ func (x *exchange) relay(e *pool.Endpoint, s *pool.Settings, up netloop.Conn, bu
 			out = append(out, piece...)
 			x.out, piece = out, out
 		}
-		if len(piece) > 0 {
-			x.conn.SetWriteDeadline(x.progress(started, moved))
-			k, err := x.conn.Write(piece)
-			moved += int64(k)
-			if err != nil {
-				why = fail(ClientClosed)
-			}
-		}
-		if complete || why.reason != "" {
-			break
-		}
-		up.SetReadDeadline(x.progress(started, moved))
+		x.conn.SetWriteDeadline(x.progress(started, moved))
+		spliced = false
 		if left >= spliceFrom {
-			x.conn.SetWriteDeadline(x.progress(started, moved))
-			k, rerr, werr := netloop.Splice(x.conn, up, left, x.watched())
-			left -= k
+			up.SetReadDeadline(x.progress(started, moved))
+			k, rerr, werr := netloop.Splice(x.conn, up, piece, left, x.watched())
 			moved += k
+			left -= max(0, k-int64(len(piece)))
 			switch {
 			case errors.Is(rerr, errors.ErrUnsupported):
 			case werr != nil:
@@ -274,7 +293,17 @@ func (x *exchange) relay(e *pool.Endpoint, s *pool.Settings, up netloop.Conn, bu
 				break
 			}
 		}
-		spliced = false
+		if len(piece) > 0 {
+			k, err := x.conn.Write(piece)
+			moved += int64(k)
+			if err != nil {
+				why = fail(ClientClosed)
+			}
+		}
+		if complete || why.reason != "" {
+			break
+		}
+		up.SetReadDeadline(x.progress(started, moved))
 		k, err := x.readUpstream(up, buf[http1.Headroom:len(buf)-tail])
 		if err == io.EOF && r.UntilClose {
 			complete = true

@@ -132,7 +132,7 @@ func (u *upload) run(headBy time.Time) {
 		}
 		if b.left >= spliceFrom {
 			u.to.SetWriteDeadline(by)
-			n, rerr, werr := netloop.Splice(u.to, x.conn, b.left, nil)
+			n, rerr, werr := netloop.Splice(u.to, x.conn, nil, b.left, nil)
 			u.bytes.Add(n)
 			b.left -= n
 			switch {
