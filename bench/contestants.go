@@ -173,7 +173,7 @@ worker_processes %d;
 worker_rlimit_nofile 20000;
 pid nginx.pid;
 error_log stderr crit;
-events { worker_connections 9000; accept_mutex off; }
+events { worker_connections 20000; accept_mutex off; }
 http {
   access_log off; server_tokens off; tcp_nodelay on;
   keepalive_timeout 1h; keepalive_requests 1000000000;
@@ -183,11 +183,11 @@ http {
   proxy_set_header Connection "";
   proxy_set_header Host $host;
   proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-  proxy_max_temp_file_size 0; proxy_buffers %s;
+  proxy_max_temp_file_size 0; client_body_buffer_size 64k; proxy_buffers %s;
   upstream b {
     zone b 1m;
     server %s max_fails=0;
-    keepalive 1024; keepalive_requests 1000000000; keepalive_timeout 1h;
+    keepalive 8192; keepalive_requests 1000000000; keepalive_timeout 1h;
   }
   server { listen %s %sreuseport backlog=4096; %s location / { proxy_pass http://b; } }
 }
@@ -214,6 +214,8 @@ func startHAProxy(r *rig.Rig, listen, upstream string) (*running, error) {
 	config, err := r.File("haproxy.cfg", fmt.Sprintf(`global
   nbthread %d
   maxconn 9000
+  tune.pool-low-fd-ratio 100
+  tune.pool-high-fd-ratio 100
   %s
 defaults
   mode http
