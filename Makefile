@@ -27,14 +27,16 @@ race: ## Run all tests with the race detector, on both engines
 
 bench: ## Measure beside nginx, HAProxy and a byte copier (needs nginx, haproxy, wrk, strace, a C compiler)
 	$(GO) run ./bench
-	for c in h1-1k-512 h1-64k h1-1m tls-1k tls-64k; do $(GO) run ./bench -case $$c -parts cpu -duration 3s || exit 1; done
+	for c in h1-1k-512 h1-5000 h1-64k h1-1m post-16k close-1k tls-1k tls-64k tls-handshake tls-resume; do \
+		$(GO) run ./bench -case $$c -parts cpu -duration 3s || exit 1; \
+	done
 
 bench-discovery: ## Measure how soon and at what price changes in etcd are followed
 	$(GO) run ./bench/discovery
 
 bench-smoke: ## Run both benchmarks for seconds, only to see that they work
 	$(GO) run ./bench -smoke
-	for c in h1-1m tls-1k; do $(GO) run ./bench -case $$c -smoke || exit 1; done
+	for c in h1-1m post-16k tls-1k tls-resume; do $(GO) run ./bench -case $$c -smoke || exit 1; done
 	$(GO) run ./bench/discovery -smoke
 
 # The profile is of the first half minute, so the load has to be longer.

@@ -3,6 +3,12 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -106,6 +112,82 @@ func TestReport(t *testing.T) {
 	}
 	if got := r.unfair(); len(got) != 1 {
 		t.Errorf("%v", got)
+	}
+}
+
+func TestCases(t *testing.T) {
+	defer setCase(testCases[0])
+	for _, c := range testCases {
+		setCase(c)
+		req, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(request)))
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		got, err := io.ReadAll(req.Body)
+		if err != nil || len(got) != c.post || req.Method != method() || req.URL.Path != bodyPath || req.Close != c.close {
+			t.Errorf("%s: %s %s with %d bytes, close %t, %v", c.name, req.Method, req.URL, len(got), req.Close, err)
+		}
+		if len(body) != c.size {
+			t.Errorf("%s: a body of %d bytes", c.name, len(body))
+		}
+	}
+	if _, err := findCase("h1"); err == nil {
+		t.Error("found")
+	}
+}
+
+func TestHandshakes(t *testing.T) {
+	defer setCase(testCases[0])
+	for _, name := range []string{"tls-handshake", "tls-resume"} {
+		c, err := findCase(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		setCase(c)
+		s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if req.TLS.Version != tls.VersionTLS13 || req.TLS.CurveID != tls.X25519 {
+				w.WriteHeader(http.StatusUpgradeRequired)
+			}
+			w.Write(body)
+		}))
+		s.StartTLS()
+		defer s.Close()
+		l, err := handshakes(t.Context(), s.Listener.Addr().String(), 2, 50*time.Millisecond)
+		if err != nil || l.requests < 2 || l.perSec <= 0 || l.p50 <= 0 || l.p99 < l.p50 || l.cpu <= 0 {
+			t.Errorf("%s: %+v, %v", name, l, err)
+		}
+
+		s = httptest.NewUnstartedServer(http.NotFoundHandler())
+		s.TLS = &tls.Config{SessionTicketsDisabled: true}
+		s.StartTLS()
+		defer s.Close()
+		if _, err := handshakes(t.Context(), s.Listener.Addr().String(), 2, 50*time.Millisecond); err == nil {
+			t.Errorf("%s: neither a status nor a session is missed", name)
+		}
+	}
+}
+
+func TestFair(t *testing.T) {
+	good := load{requests: 10000, bytes: 10000 * int64(len(body))}
+	for _, c := range []struct {
+		connections int
+		load        load
+		accepted    int64
+		fair        bool
+	}{
+		{64, good, 272, true},
+		{64, good, 273, false},
+		{5000, good, 10000, true}, // the warm-up was too short for all of them
+		{5000, good, 10001, false},
+		{64, load{}, 0, false},
+		{64, load{requests: 10000, bytes: 10000}, 0, false},
+		{64, load{requests: good.requests, bytes: good.bytes, errors: "1 answers not 2xx"}, 0, false},
+	} {
+		b := &bench{options: &options{connections: c.connections}}
+		if err := b.fair(c.load, c.accepted); (err == nil) != c.fair {
+			t.Errorf("%d clients, %+v, %d upstream connections: %v", c.connections, c.load, c.accepted, err)
+		}
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"slices"
 	"strings"
@@ -61,7 +60,7 @@ func (b *bench) latency(ctx context.Context) error {
 				if all, err = openLoop(ctx, p.address, b.connections, rate, b.duration); err != nil {
 					break
 				}
-				at := func(share float64) float64 { return float64(all[int(float64(len(all)-1)*share)]) / 1e3 }
+				at := func(share float64) float64 { return float64(quantile(all, share)) / 1e3 }
 				d := delays{round, percent, rate, at(0.5), at(0.99), at(0.999)}
 				res.Delays = append(res.Delays, d)
 				progress("round %d/%d %-10s at %d %%: p50 %.0f, p99 %.0f, p99.9 %.0f µs", round+1, b.options.rounds, c.name, percent, d.P50, d.P99, d.P999)
@@ -138,7 +137,7 @@ func openLoop(ctx context.Context, address string, connections int, rate float64
 
 // exchange does one request without allocating, and checks status and length.
 func exchange(c net.Conn, r *bufio.Reader) error {
-	if _, err := io.WriteString(c, "GET "+bodyPath+" HTTP/1.1\r\nHost: bench\r\n\r\n"); err != nil {
+	if _, err := c.Write(request); err != nil {
 		return err
 	}
 	line, err := r.ReadSlice('\n')

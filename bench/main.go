@@ -55,11 +55,11 @@ func main() {
 		return nil
 	})
 	flag.StringVar(&o.rota, "rota", "", "a rota `binary`; empty builds it")
-	flag.StringVar(&o.upstream, "upstream", "", "`host:port` of an upstream to use instead of the nginx started here; it must serve /1k, and its connections are not counted")
+	flag.StringVar(&o.upstream, "upstream", "", "`host:port` of an upstream to use instead of the nginx started here; it must serve /body, and its connections are not counted")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds; every contestant takes its turn in each")
 	flag.DurationVar(&o.duration, "duration", 5*time.Second, "load per turn")
 	flag.DurationVar(&o.warmup, "warmup", time.Second, "load before it")
-	name := flag.String("case", asked.name, "what is asked for: h1-1k, h1-1k-512, h1-64k, h1-1m, tls-1k, tls-64k")
+	name := flag.String("case", asked.name, "what is asked for: "+caseNames())
 	flag.IntVar(&o.connections, "c", 0, "client connections; 0 is those of the case")
 	flag.IntVar(&o.idle, "idle", 5000, "idle client connections to hold for the memory figure")
 	flag.DurationVar(&o.settle, "settle", 8*time.Second, "how long memory may settle before it is read")
@@ -77,9 +77,14 @@ func main() {
 	if o.connections == 0 {
 		o.connections = c.connections
 	}
-	if c.tls {
-		o.contestants = slices.DeleteFunc(o.contestants, func(name string) bool { return name == "floor" }) // it copies bytes
-		o.parts = slices.DeleteFunc(o.parts, func(part string) bool { return part == "idle" })
+	without := func(from []string, names ...string) []string {
+		return slices.DeleteFunc(from, func(name string) bool { return slices.Contains(names, name) })
+	}
+	if c.tls || c.close { // the floor copies bytes, and a connection upstream for each of the clients' is no floor
+		o.contestants, o.parts = without(o.contestants, "floor"), without(o.parts, "idle")
+	}
+	if c.close {
+		o.parts = without(o.parts, "latency")
 	}
 	if o.smoke {
 		o.rounds, o.duration, o.warmup, o.connections, o.idle, o.settle = 1, time.Second, time.Second, 16, 200, time.Second

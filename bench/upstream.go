@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -18,6 +19,9 @@ import (
 )
 
 // upstream is one nginx worker with a file. Its own counters tell who reconnects.
+//
+// A body that is posted has to be read before the answer, as a service would. Neither a file nor "return" waits for it,
+// but a mirrored request does; that a file refuses POST then is what leads to the answer.
 type upstream struct {
 	*rig.Process
 	address string
@@ -34,22 +38,29 @@ func startUpstream(ctx context.Context, r *rig.Rig) (*upstream, error) {
 	if err != nil {
 		return nil, err
 	}
+	posts := ""
+	if asked.post > 0 {
+		posts = `
+    location = ` + bodyPath + ` { client_body_buffer_size 64k; mirror /read; error_page 405 =200 /answer; }
+    location = /read { internal; return 204; }
+    location = /answer { internal; alias www` + bodyPath + `; }`
+	}
 	config, err := r.File("nginx.conf", fmt.Sprintf(`daemon off;
 worker_processes 1;
 worker_rlimit_nofile 20000;
 pid nginx.pid;
 error_log stderr crit;
-events { worker_connections 15000; accept_mutex off; }
+events { worker_connections 20000; accept_mutex off; }
 http {
   access_log off; server_tokens off; tcp_nodelay on; etag off; sendfile on;
   keepalive_timeout 1h; keepalive_requests 1000000000;
   open_file_cache max=16 inactive=1h; open_file_cache_valid 1h;
   client_body_temp_path body_temp; proxy_temp_path proxy_temp;
   fastcgi_temp_path fastcgi_temp; uwsgi_temp_path uwsgi_temp; scgi_temp_path scgi_temp;
-  server { listen %s backlog=4096; root www; }
+  server { listen %s backlog=4096; root www;%s }
   server { listen %s; location / { stub_status; } }
 }
-`, address, status))
+`, address, posts, status))
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +119,11 @@ func verifyAt(url string, n int) error {
 	client := asking()
 	defer client.CloseIdleConnections()
 	for range n {
-		resp, err := client.Get(url + bodyPath)
+		req, err := http.NewRequest(method(), url+bodyPath, bytes.NewReader(sent))
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
 		if err != nil {
 			return err
 		}
@@ -121,12 +136,14 @@ func verifyAt(url string, n int) error {
 			return fmt.Errorf("status %d", resp.StatusCode)
 		case !bytes.Equal(got, body):
 			return fmt.Errorf("a body of %d bytes that is not the upstream's", len(got))
+		case asked.close && !resp.Close:
+			return errors.New("the connection is kept though it shall be closed")
 		}
 	}
 	return nil
 }
 
-// echo is an upstream that notes the forwarding header it last saw.
+// echo is an upstream that notes the forwarding header it last saw. What is posted must arrive unchanged.
 type echo struct {
 	net.Listener
 	forwarded chan string
@@ -139,6 +156,10 @@ func startEcho() (*echo, error) {
 	}
 	e := &echo{l, make(chan string, 16)}
 	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if got, err := io.ReadAll(req.Body); err != nil || !bytes.Equal(got, sent) {
+			http.Error(w, "that is not what was sent", http.StatusBadRequest)
+			return
+		}
 		select {
 		case e.forwarded <- req.Header.Get("X-Forwarded-For"):
 		default:

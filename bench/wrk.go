@@ -24,27 +24,38 @@ type load struct {
 	cpu      time.Duration
 }
 
-// startWrk starts a load of one thread. It knows whole seconds only; a part of one counts as one.
-func startWrk(r *rig.Rig, address string, connections int, d time.Duration) (*rig.Process, error) {
-	return r.Start("wrk", nil, "wrk", "-t1", fmt.Sprintf("-c%d", connections),
-		fmt.Sprintf("-d%d", int(math.Ceil(d.Seconds()))), "--timeout", "5s", "--latency", scheme()+address+bodyPath)
+// runLoad asks as the case does over so many connections for so long.
+func runLoad(ctx context.Context, r *rig.Rig, address string, connections int, d time.Duration) (load, error) {
+	if asked.tls && asked.close {
+		return handshakes(ctx, address, connections, d)
+	}
+	return runWrk(ctx, r, address, connections, d)
 }
 
-func finishWrk(ctx context.Context, p *rig.Process) (load, error) {
+// runWrk is a load of one thread. It knows whole seconds only; a part of one counts as one.
+func runWrk(ctx context.Context, r *rig.Rig, address string, connections int, d time.Duration) (load, error) {
+	argv := []string{"wrk", "-t1", fmt.Sprintf("-c%d", connections), fmt.Sprintf("-d%d", int(math.Ceil(d.Seconds()))),
+		"--timeout", "5s", "--latency"}
+	if asked.close {
+		argv = append(argv, "-H", "Connection: close")
+	}
+	if asked.post > 0 {
+		script, err := r.File("post.lua", fmt.Sprintf("wrk.method, wrk.body = %q, %q\n", method(), sent))
+		if err != nil {
+			return load{}, err
+		}
+		argv = append(argv, "-s", script)
+	}
+	p, err := r.Start("wrk", nil, append(argv, scheme()+address+bodyPath)...)
+	if err != nil {
+		return load{}, err
+	}
 	if err := p.Wait(ctx); err != nil {
 		return load{}, err
 	}
 	l, err := parseWrk(p.Output())
 	l.cpu = p.CPU()
 	return l, err
-}
-
-func runWrk(ctx context.Context, r *rig.Rig, address string, connections int, d time.Duration) (load, error) {
-	p, err := startWrk(r, address, connections, d)
-	if err != nil {
-		return load{}, err
-	}
-	return finishWrk(ctx, p)
 }
 
 var (
