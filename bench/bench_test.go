@@ -113,6 +113,15 @@ func TestReport(t *testing.T) {
 	if got := r.unfair(); len(got) != 1 {
 		t.Errorf("%v", got)
 	}
+
+	if strings.Contains(got, "rota-b") {
+		t.Errorf("a column against nobody in\n%s", got)
+	}
+	r.Results = append(r.Results, &result{Name: "rota-b", Turns: turns(22, 24, 36)})
+	got = r.markdown()
+	if want := "| 1.10          | –             | –               | 0.50           |\n"; !strings.Contains(got, want) {
+		t.Errorf("no line ends in\n%s in\n%s", want, got)
+	}
 }
 
 func TestCases(t *testing.T) {

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -40,13 +41,22 @@ func find(ctx context.Context, r *rig.Rig, name string, o *options) (*contestant
 	case "floor":
 		return floor(ctx, r)
 	case "rota":
-		return rota(ctx, r, o.rota)
+		return rota(ctx, r, name, o.rota)
+	case "rota-b":
+		if o.ab == "" {
+			return nil, errors.New("rota-b is the binary that -ab names")
+		}
+		return rota(ctx, r, name, o.ab)
 	case "nginx":
 		return &contestant{name: name, version: version("nginx", "-v"), start: startNginx}, need("nginx")
 	case "haproxy":
 		return &contestant{name: name, version: version("haproxy", "-v"), start: startHAProxy}, need("haproxy")
+	case "caddy":
+		return &contestant{name: name, version: version("caddy", "version"), start: startCaddy}, need("caddy")
+	case "httputil":
+		return httputil(ctx, r)
 	}
-	return nil, fmt.Errorf("unknown contestant %q: there are floor, rota, nginx, haproxy, and -extra", name)
+	return nil, fmt.Errorf("unknown contestant %q: there are floor, rota, nginx, haproxy, caddy, httputil, rota-b with -ab, and -extra", name)
 }
 
 func need(tool string) error {
@@ -107,10 +117,11 @@ func floor(ctx context.Context, r *rig.Rig) (*contestant, error) {
 	}}, nil
 }
 
-func rota(ctx context.Context, r *rig.Rig, binary string) (*contestant, error) {
+// rota runs the binary, or builds it if none is given.
+func rota(ctx context.Context, r *rig.Rig, name, binary string) (*contestant, error) {
 	if binary == "" {
 		var err error
-		if binary, err = r.Build(ctx); err != nil {
+		if binary, err = r.Build(ctx, "cmd/rota"); err != nil {
 			return nil, err
 		}
 	}
@@ -121,7 +132,7 @@ func rota(ctx context.Context, r *rig.Rig, binary string) (*contestant, error) {
 	if _, err := os.Stat(binary); err != nil {
 		return nil, err
 	}
-	c := &contestant{name: "rota", version: rotaVersion(binary), metrics: true}
+	c := &contestant{name: name, version: rotaVersion(binary), metrics: true}
 	c.start = func(r *rig.Rig, listen, upstream string) (*running, error) {
 		admin, err := rig.Address()
 		if err != nil {
@@ -148,7 +159,7 @@ services: {b: {instances: [{address: "%s"}]}}
 		if err != nil {
 			return nil, err
 		}
-		p, err := r.Start("rota", nil, binary, "serve", "-c", config)
+		p, err := r.Start(name, nil, binary, "serve", "-c", config)
 		return &running{Process: p, address: listen, metrics: "http://" + admin + "/metrics"}, err
 	}
 	return c, nil
@@ -239,6 +250,69 @@ backend b
 	}
 	p, err := r.Start("haproxy", nil, "haproxy", "-db", "-q", "-f", config)
 	return &running{Process: p, address: listen}, err
+}
+
+func startCaddy(r *rig.Rig, listen, upstream string) (*running, error) {
+	_, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return nil, err
+	}
+	secure := ""
+	if asked.tls {
+		cert, key, _, err := certificate(r)
+		if err != nil {
+			return nil, err
+		}
+		secure = fmt.Sprintf("tls %s %s {\n    protocols tls1.3\n  }", cert, key)
+	}
+	config, err := r.File("Caddyfile", fmt.Sprintf(`{
+  admin off
+  auto_https off
+  servers {
+    protocols h1
+  }
+  log {
+    level ERROR
+  }
+}
+%s:%s {
+  bind 127.0.0.1
+  %s
+  reverse_proxy %s {
+    transport http {
+      versions 1.1
+      compression off
+      keepalive 1h
+      keepalive_idle_conns_per_host 1000000
+    }
+  }
+}
+`, scheme(), port, secure, upstream))
+	if err != nil {
+		return nil, err
+	}
+	env := []string{fmt.Sprintf("GOMAXPROCS=%d", workers), "XDG_CONFIG_HOME=" + r.Dir, "XDG_DATA_HOME=" + r.Dir}
+	p, err := r.Start("caddy", env, "caddy", "run", "--config", config, "--adapter", "caddyfile")
+	return &running{Process: p, address: listen}, err
+}
+
+func httputil(ctx context.Context, r *rig.Rig) (*contestant, error) {
+	binary, err := r.Build(ctx, "bench/httputil")
+	if err != nil {
+		return nil, err
+	}
+	return &contestant{name: "httputil", start: func(r *rig.Rig, listen, upstream string) (*running, error) {
+		argv := []string{binary, listen, upstream}
+		if asked.tls {
+			cert, key, _, err := certificate(r)
+			if err != nil {
+				return nil, err
+			}
+			argv = append(argv, cert, key)
+		}
+		p, err := r.Start("httputil", []string{fmt.Sprintf("GOMAXPROCS=%d", workers)}, argv...)
+		return &running{Process: p, address: listen}, err
+	}}, nil
 }
 
 // extra makes a contestant from name=command.

@@ -27,6 +27,7 @@ type options struct {
 	contestants []string
 	extra       []string
 	rota        string
+	ab          string
 	upstream    string
 	rounds      int
 	duration    time.Duration
@@ -45,7 +46,7 @@ var allParts = []string{"cpu", "latency", "syscalls", "idle", "allocs"}
 
 func main() {
 	var o options
-	contestants := flag.String("contestants", "floor,rota,nginx,haproxy", "who takes part, comma separated")
+	contestants := flag.String("contestants", "floor,rota,nginx,haproxy", "who takes part, comma separated; there are caddy and httputil (Go's own ReverseProxy) too, for scale")
 	parts := flag.String("parts", strings.Join(allParts, ","), "what to measure, comma separated")
 	flag.Func("extra", "another contestant, `name=command`; run by sh with PORT and UPSTREAM (host:port) set; may be repeated", func(s string) error {
 		if name, command, ok := strings.Cut(s, "="); !ok || name == "" || command == "" {
@@ -55,6 +56,7 @@ func main() {
 		return nil
 	})
 	flag.StringVar(&o.rota, "rota", "", "a rota `binary`; empty builds it")
+	flag.StringVar(&o.ab, "ab", "", "another rota `binary`, say of before a change; it takes part as rota-b")
 	flag.StringVar(&o.upstream, "upstream", "", "`host:port` of an upstream to use instead of the nginx started here; it must serve /body, and its connections are not counted")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds; every contestant takes its turn in each")
 	flag.DurationVar(&o.duration, "duration", 5*time.Second, "load per turn")
@@ -68,6 +70,9 @@ func main() {
 	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "limit of the whole run")
 	flag.Parse()
 	o.contestants, o.parts = list(*contestants), list(*parts)
+	if o.ab != "" && !slices.Contains(o.contestants, "rota-b") {
+		o.contestants = slices.Insert(o.contestants, slices.Index(o.contestants, "rota")+1, "rota-b")
+	}
 	c, err := findCase(*name)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

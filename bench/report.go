@@ -101,6 +101,9 @@ func (r *report) markdown() string {
 
 	peers := []string{"floor", "nginx", "haproxy"}
 	t := table{{"", "CPU µs/request", "user part", "requests/s", "p50 µs", "p99 µs", "against floor", "against nginx", "against HAProxy"}}
+	if r.find("rota-b") != nil {
+		peers, t[0] = append(peers, "rota-b"), append(t[0], "against rota-b")
+	}
 	for _, res := range r.Results {
 		if len(res.Turns) == 0 {
 			continue

@@ -77,7 +77,7 @@ func run(o *options) error {
 	binary := o.rota
 	if binary == "" {
 		progress("building rota")
-		if binary, err = r.Build(ctx); err != nil {
+		if binary, err = r.Build(ctx, "cmd/rota"); err != nil {
 			return err
 		}
 	}

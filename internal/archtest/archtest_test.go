@@ -96,6 +96,7 @@ var table = []row{
 	{pkg: "examples/hello", module: []string{public}},
 	{pkg: "bench/internal/rig"},
 	{pkg: "bench", module: []string{"bench/internal/rig"}},
+	{pkg: "bench/httputil"},
 	{
 		pkg: "bench/discovery", module: []string{"bench/internal/rig"},
 		outside: []string{"go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/server/v3/embed", zap},

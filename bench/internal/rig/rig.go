@@ -69,12 +69,12 @@ func (r *Rig) File(name, content string) (string, error) {
 	return path, os.WriteFile(path, []byte(content), 0o644)
 }
 
-// Build builds cmd/rota into the directory and returns the path of the binary.
-func (r *Rig) Build(ctx context.Context) (string, error) {
-	path := filepath.Join(r.Dir, "rota")
-	out, err := exec.CommandContext(ctx, "go", "build", "-o", path, "github.com/rota-lb/rota/cmd/rota").CombinedOutput()
+// Build builds a program of the module, such as cmd/rota, into the directory and returns the path of the binary.
+func (r *Rig) Build(ctx context.Context, program string) (string, error) {
+	path := filepath.Join(r.Dir, filepath.Base(program))
+	out, err := exec.CommandContext(ctx, "go", "build", "-o", path, "github.com/rota-lb/rota/"+program).CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("building rota: %w\n%s", err, out)
+		return "", fmt.Errorf("building %s: %w\n%s", program, err, out)
 	}
 	return path, nil
 }
