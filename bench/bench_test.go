@@ -177,6 +177,30 @@ func TestHandshakes(t *testing.T) {
 	}
 }
 
+func TestOpenLoop(t *testing.T) {
+	const slow = 30 * time.Millisecond
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		time.Sleep(slow)
+		w.Write(body)
+	}))
+	defer s.Close()
+	// Two connections answer 66 a second at most, so of the 20 due within 100 ms the last waits for nine others.
+	l, err := openLoop(t.Context(), s.Listener.Addr().String(), 2, 200, 100*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(l.took) != 20 || l.took[0] < slow || l.took[19] < 150*time.Millisecond {
+		t.Errorf("%d answers took %v", len(l.took), l.took)
+	}
+	if len(l.late) != 20 || l.late[0] > slow || l.late[19] < 150*time.Millisecond-slow {
+		t.Errorf("late: %v", l.late)
+	}
+	s.Config.Handler = http.NotFoundHandler()
+	if _, err := openLoop(t.Context(), s.Listener.Addr().String(), 2, 200, 100*time.Millisecond); err == nil {
+		t.Error("accepted another status")
+	}
+}
+
 func TestFair(t *testing.T) {
 	good := load{requests: 10000, bytes: 10000 * int64(len(body))}
 	for _, c := range []struct {
