@@ -177,7 +177,7 @@ type loop struct {
 
 	clients atomic.Int64 // shared: open client connections, those on their way to this loop included
 	serving atomic.Int64 // shared: of those, being served
-	lag     atomic.Int64 // shared: nanoseconds that a busy round takes of late
+	lag     atomic.Int64 // shared: nanoseconds that a round takes of late, at most
 	dead    chan struct{}
 
 	mu     sync.Mutex
@@ -249,13 +249,9 @@ func (l *loop) run() {
 	defer l.shutdown()
 	events := make([]unix.EpollEvent, 256)
 	for !l.stopping {
-		n, busy := l.wait(events)
+		n := l.wait(events)
 		l.now = time.Now()
-		last := l.tick
 		l.tick = max(1, int64(l.now.Sub(l.start)))
-		if busy && l.tick-last > l.lag.Load() {
-			l.lag.Store(l.tick - last)
-		}
 		wake := false
 		for i := range events[:n] {
 			if fd := int(events[i].Fd); fd == l.wakeFD {
@@ -274,35 +270,39 @@ func (l *loop) run() {
 			l.sweep()
 			l.resume()
 		}
+		if lag := int64(time.Since(l.now)); lag > l.lag.Load() {
+			l.lag.Store(lag)
+		}
 	}
 }
 
-// wait asks for events: without waiting, then waiting for a millisecond, and only when there are none even then until
-// something happens. The first two are raw calls, without the runtime's bookkeeping and without giving this loop's P away:
-// under load that happens thousands of times a second, and each time the runtime's monitor would come to take the P, which
-// costs several percent of all CPU. The collector does not have to wait for them: it preempts by a signal, which ends the
-// call. The last one goes through the runtime, which then can use the P for others.
+// wait waits for events: for eight milliseconds, and only when there are none until then until something happens. The first
+// is a raw call, without the runtime's bookkeeping and without giving this loop's P away: under load that happens
+// thousands of times a second, and each time the runtime's monitor would come to take the P, which costs several percent
+// of all CPU. The collector does not have to wait for it: it preempts by a signal, which ends the call. The second goes
+// through the runtime, which then can use the P for others.
 //
-// busy says that there were events already: the last round kept them waiting.
-func (l *loop) wait(events []unix.EpollEvent) (n int, busy bool) {
-	for _, milliseconds := range [...]uintptr{0, 1} {
-		n, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), milliseconds, 0, 0)
-		if e != 0 {
-			return 0, false // EINTR
-		}
-		if n > 0 {
-			return int(n), milliseconds == 0
-		}
+// The time is shorter than what the monitor lets a P be busy (10 ms), and longer than the tick of most kernels: a timer
+// that is the next one to expire is written to the hardware when it is set, and in a virtual machine that leaves the guest.
+// With one millisecond it cost more than the rest of a wait.
+func (l *loop) wait(events []unix.EpollEvent) int {
+	const milliseconds = 8
+	n, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), milliseconds, 0, 0)
+	switch {
+	case e != 0:
+		return 0 // EINTR
+	case n > 0:
+		return int(n)
 	}
 	timeout := -1
 	if len(l.conns) > 0 || len(l.listeners) > 0 {
 		timeout = int(Tick / time.Millisecond)
 	}
-	n, err := unix.EpollWait(l.ep, events, timeout)
+	m, err := unix.EpollWait(l.ep, events, timeout)
 	if err != nil {
-		return 0, false // EINTR
+		return 0 // EINTR
 	}
-	return n, false
+	return m
 }
 
 // resume runs the ready coroutines until none is left.
