@@ -182,6 +182,7 @@ type loop struct {
 
 	mu     sync.Mutex
 	posted []func() // shared, under mu
+	taken  []func() // what posted was before
 	woken  bool     // shared, under mu: a wake is under way
 }
 
@@ -192,7 +193,7 @@ func newLoop(e *loops, index int) (*loop, error) {
 	}
 	wake, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err == nil {
-		err = unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(wake)})
+		err = unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, wake, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET&0xffffffff, Fd: int32(wake)})
 	}
 	if err != nil {
 		unix.Close(ep)
@@ -229,16 +230,16 @@ func (l *loop) post(fn func()) {
 	}
 }
 
+// takePosted runs what was posted. The descriptor is edge-triggered: nobody needs to read it.
 func (l *loop) takePosted() {
-	var b [8]byte
-	unix.Read(l.wakeFD, b[:])
 	l.mu.Lock()
 	fns := l.posted
-	l.posted, l.woken = nil, false
+	l.posted, l.taken, l.woken = l.taken[:0], fns, false
 	l.mu.Unlock()
 	for _, fn := range fns {
 		fn()
 	}
+	clear(fns)
 }
 
 // run is the loop. Each round marks what the kernel reports on the connections, then resumes the coroutines that can go
