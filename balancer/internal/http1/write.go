@@ -180,7 +180,7 @@ func appendFields(out []byte, f *fields, names bool, hop *Hop, remove []string) 
 			keep = false
 		}
 		if !keep || names && f.named(f.name(i)) || remove != nil && removed(remove, f.name(i)) ||
-			hop != nil && int(x.colon-x.start) == len(hop.IDLower) && EqualFold(f.name(i), hop.IDLower) {
+			hop != nil && int(x.colon-x.start) == len(hop.IDLower) && twins(f.name(i), hop.IDLower) {
 			continue
 		}
 		if x.start != to {
@@ -194,5 +194,15 @@ func appendFields(out []byte, f *fields, names bool, hop *Hop, remove []string) 
 
 // removed reports whether a name is on a list.
 func removed(list []string, name []byte) bool {
-	return slices.ContainsFunc(list, func(s string) bool { return EqualFold(name, s) })
+	return slices.ContainsFunc(list, func(s string) bool { return twins(name, s) })
+}
+
+// twins reports whether a name is the other, lower-case one to servers that do not tell underscores from hyphens.
+func twins(name []byte, other string) bool {
+	same := len(name) == len(other)
+	for i := 0; same && i < len(name); i++ {
+		c, o := name[i], other[i]
+		same = EqualFold(name[i:i+1], other[i:i+1]) || (c == '_' || c == '-') && (o == '_' || o == '-')
+	}
+	return same
 }
