@@ -26,10 +26,10 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("runtime.goexit"))
 }
 
-// eachEngine runs a test on both engines.
 // streaming are settings that hold no body.
 var streaming = Settings{Retries: route.Retries{Buffer: 1}}
 
+// eachEngine runs a test on both engines.
 func eachEngine(t *testing.T, test func(t *testing.T, engine string)) {
 	for _, engine := range []string{netloop.Loops, netloop.Goroutines} {
 		t.Run(engine, func(t *testing.T) { test(t, engine) })
@@ -47,6 +47,7 @@ type rig struct {
 	// routes and upstreams are what publish makes a table of.
 	routes    []route.Route
 	upstreams *pool.Settings
+	stop      func() // ends the engine; again does nothing
 	mirror    string // address of the one instance of the service "copies"
 
 	mu      sync.Mutex
@@ -110,7 +111,8 @@ func startWith(t *testing.T, engine string, settings Settings, with func(r *rig)
 	if _, err := r.engine.Listen(ln, r.proxy, nil); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cancel(); <-ended })
+	r.stop = func() { cancel(); <-ended }
+	t.Cleanup(r.stop)
 	return r
 }
 
