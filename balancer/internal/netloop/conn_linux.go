@@ -425,9 +425,12 @@ func (c *conn) SetDeadline(t time.Time) error {
 	return c.SetWriteDeadline(t)
 }
 
-// SetReadDeadline implements net.Conn.
+// SetReadDeadline implements net.Conn. A deadline in the past ends a read that waits already, without waiting for the sweep.
 func (c *conn) SetReadDeadline(t time.Time) error {
 	c.readUntil = c.loop.ticks(t)
+	if c.reader != nil && c.readUntil != 0 && c.loop.tick > c.readUntil {
+		c.reader.wake()
+	}
 	return nil
 }
 
