@@ -374,6 +374,15 @@ func unacknowledged(raw syscall.RawConn) int {
 	return n
 }
 
+// unread reports whether a connection of package net is at its end or has bytes that nobody has read.
+func unread(raw syscall.RawConn) (some bool) {
+	raw.Control(func(fd uintptr) {
+		_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		some = err != unix.EAGAIN
+	})
+	return some
+}
+
 // Abort implements [Conn].
 func (c *conn) Abort() {
 	if c.fd >= 0 {

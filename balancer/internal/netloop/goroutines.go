@@ -370,7 +370,9 @@ func (s *shard) Reuse(key any) Conn {
 		c := list[len(list)-1]
 		s.parked[key] = list[:len(list)-1]
 		s.mu.Unlock()
-		if ended := c.watcher.stop(); !ended && len(c.pending) == 0 {
+		// The watcher may not have run yet since the peer said something: what that is must not be taken for an answer.
+		ended := c.watcher.stop() || len(c.pending) > 0
+		if raw, err := c.net.(syscall.Conn).SyscallConn(); err == nil && !ended && !unread(raw) {
 			c.net.SetDeadline(time.Time{})
 			return c.top()
 		}

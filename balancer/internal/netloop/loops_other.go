@@ -17,3 +17,5 @@ func Splice(dst, src Conn, prefix []byte, n int64, watch Conn) (written int64, r
 }
 
 func unacknowledged(syscall.RawConn) int { return -1 }
+
+func unread(syscall.RawConn) bool { return false }
