@@ -2,16 +2,31 @@ package proxy
 
 import (
 	"bufio"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	crand "crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/rota-lb/rota/balancer/internal/netloop"
+	"github.com/rota-lb/rota/balancer/internal/route"
+	"github.com/rota-lb/rota/balancer/pool"
 )
 
 // These are the faults and attacks of upstreams (R in the catalogue). Whatever an upstream does, its client is not told a
@@ -346,4 +361,462 @@ func TestHostileAnswers(t *testing.T) {
 		}
 		t.Logf("%d answers", len(table))
 	})
+}
+
+// An answer that nobody has asked for, on a connection that is kept, goes to no one.
+func TestPoisonedConnections(t *testing.T) {
+	const evil = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret"
+	for _, p := range []struct {
+		id     string
+		secure bool
+		apart  bool // the second answer comes when the client has the first
+		rounds int
+	}{
+		{"R06 second answer in one piece", false, false, 200},
+		{"R06 second answer later", false, true, 200},
+		{"R06 second answer in one piece, TLS", true, false, 50},
+		{"R06 second answer later, TLS", true, true, 50},
+	} {
+		t.Run(p.id, func(t *testing.T) {
+			eachEngine(t, func(t *testing.T, engine string) {
+				have, written := make(chan struct{}), make(chan struct{})
+				stop := make(chan struct{})
+				serve := func(c net.Conn, r *bufio.Reader) {
+					for {
+						req, err := http.ReadRequest(r)
+						if err != nil {
+							return
+						}
+						answer := own(req.RequestURI)
+						if !p.apart {
+							answer += evil
+						}
+						if _, err := io.WriteString(c, answer); err != nil {
+							return
+						}
+						if !p.apart {
+							continue
+						}
+						select {
+						case <-have:
+						case <-stop:
+							return
+						}
+						io.WriteString(c, evil)
+						written <- struct{}{}
+					}
+				}
+				var up *upstream
+				settings := &pool.Settings{}
+				if p.secure {
+					cert, roots := certificate(t, time.Now().Add(time.Hour), "s")
+					settings.Secure, settings.TLS = true, &tls.Config{RootCAs: roots, ServerName: "s"}
+					up = newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+						secure := tls.Server(&buffered{c, r}, &tls.Config{Certificates: []tls.Certificate{cert}})
+						serve(secure, bufio.NewReader(secure))
+					})
+				} else {
+					up = newUpstream(t, serve)
+				}
+				t.Cleanup(func() { close(stop) })
+				r := startWith(t, engine, Settings{}, func(r *rig) { r.upstreams = settings }, up.address)
+				clients := []*client{r.dial(), r.dial(), r.dial(), r.dial()}
+				for i := range p.rounds {
+					c := clients[i/2%len(clients)] // twice in turn: the second one finds what the first one left
+					c.asks("/" + strconv.Itoa(i))
+					if p.apart {
+						have <- struct{}{}
+						<-written
+					}
+					if t.Failed() {
+						t.Fatalf("in round %d", i)
+					}
+				}
+			})
+		})
+	}
+}
+
+// An answer that comes while the client is sending 16 MiB reaches it whole, the upload stops, and nobody else notices.
+func TestAnswersDuringUploads(t *testing.T) {
+	const size = 16 << 20
+	for _, u := range []struct {
+		id, framing string
+		status      string
+		reads       bool // the instance goes on reading
+		then        string
+		want        int
+	}{
+		{"R07 413 and the end", "length", "413 Content Too Large\r\nConnection: close", false, "fin", 413},
+		{"R07 413 and a reset", "length", "413 Content Too Large", false, "rst", 413},
+		{"R07 200 and the end", "length", "200 OK\r\nConnection: close", false, "fin", 200},
+		{"R07 413, chunks", "chunked", "413 Content Too Large\r\nConnection: close", false, "fin", 413},
+		{"R07 413, reads on", "length", "413 Content Too Large", true, "", 413},
+		{"R07 200, reads on", "length", "200 OK", true, "", 200},
+		{"R07 200, reads on, chunks", "chunked", "200 OK", true, "", 200},
+		{"R07 401, reads no more", "length", "401 Unauthorized", false, "", 401},
+	} {
+		t.Run(u.id, func(t *testing.T) {
+			eachEngine(t, func(t *testing.T, engine string) {
+				var whole atomic.Int32
+				stop := make(chan struct{})
+				up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+					for {
+						head := readHead(r)
+						if head == "" {
+							return
+						}
+						if !strings.HasPrefix(head, "POST ") {
+							io.WriteString(c, own(strings.Fields(head)[1]))
+							continue
+						}
+						io.WriteString(c, "HTTP/1.1 "+u.status+"\r\nContent-Length: 5\r\n\r\nearly")
+						switch {
+						case u.reads:
+							n, _ := io.Copy(io.Discard, r)
+							if n >= size {
+								whole.Add(1)
+							}
+							return
+						case u.then == "rst":
+							c.(*net.TCPConn).SetLinger(0)
+							return
+						case u.then == "fin":
+							return
+						}
+						<-stop
+						return
+					}
+				})
+				t.Cleanup(func() { close(stop) })
+				r := start(t, engine, Settings{}, up.address)
+				c := r.dial()
+				c.asks("/warm")
+				framing := "Content-Length: " + strconv.Itoa(size)
+				if u.framing == "chunked" {
+					framing = "Transfer-Encoding: chunked"
+				}
+				c.send("POST /upload HTTP/1.1\r\nHost: a\r\n" + framing + "\r\n\r\n")
+				answered := make(chan struct{})
+				sent := make(chan struct{})
+				go func() {
+					defer close(sent)
+					piece, last := strings.Repeat("z", 16<<10), "z"
+					if u.framing == "chunked" {
+						piece, last = fmt.Sprintf("%x\r\n%s\r\n", len(piece), piece), "0\r\n\r\n"
+					}
+					for n := 0; n < size; n += 16 << 10 {
+						if n == size-16<<10 { // not the last piece: the answer is an early one, however fast all goes
+							<-answered
+							piece = piece[1:] + last
+						}
+						if _, err := io.WriteString(c.Conn, piece); err != nil {
+							return
+						}
+					}
+				}()
+				resp, body := c.answer("POST")
+				close(answered)
+				if resp.StatusCode != u.want || body != "early" || !resp.Close {
+					t.Errorf("answered %d %q, close %v", resp.StatusCode, body, resp.Close)
+				}
+				for n := range 4 {
+					r.dial().asks(fmt.Sprintf("/victim/%d", n))
+				}
+				c.Close()
+				<-sent
+				if whole.Load() > 0 {
+					t.Error("the upload went on to its end")
+				}
+				for _, rec := range r.wait(6) {
+					if string(rec.Path) == "/upload" && (rec.Status != u.want || rec.Reason != "" || rec.BytesIn >= size) {
+						t.Errorf("record: %d %q, %d bytes in", rec.Status, rec.Reason, rec.BytesIn)
+					}
+				}
+			})
+		})
+	}
+}
+
+// A final answer to who waits for 100 leaves nobody in doubt of where the next request begins.
+func TestExpectations(t *testing.T) {
+	const rounds = 100
+	for _, e := range []struct {
+		id, status string
+		body       string // what the client sends after the answer all the same; empty is nothing
+		want       int
+	}{
+		{"R08 200, no body", "200 OK", "", 200},
+		{"R08 417, no body", "417 Expectation Failed", "", 417},
+		{"R08 200, body", "200 OK", smuggled, 200},
+		{"R08 417, body", "417 Expectation Failed", smuggled, 417},
+		{"R08 417 and close, body", "417 Expectation Failed\r\nConnection: close", smuggled, 417},
+		{"R08 401 behind an interim answer, body", "103 Early Hints\r\n\r\nHTTP/1.1 401 Unauthorized", smuggled, 401},
+	} {
+		t.Run(e.id, func(t *testing.T) {
+			eachEngine(t, func(t *testing.T, engine string) {
+				var hidden atomic.Int32
+				up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+					for { // who has not said 100 takes what follows the head for a request
+						head := readHead(r)
+						if head == "" {
+							return
+						}
+						target := strings.Fields(head)[1]
+						switch {
+						case target == marker:
+							hidden.Add(1)
+						case strings.Contains(head, "Expect: 100-continue"):
+							io.WriteString(c, "HTTP/1.1 "+e.status+"\r\nContent-Length: 4\r\n\r\nsoon")
+							continue
+						}
+						if _, err := io.WriteString(c, own(target)); err != nil {
+							return
+						}
+					}
+				})
+				r := start(t, engine, Settings{}, up.address)
+				v := r.dial()
+				var took []time.Duration
+				for i := range rounds {
+					c := r.dial()
+					c.asks("/warm")
+					began := time.Now()
+					c.send(fmt.Sprintf("POST /expect HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", len(smuggled)))
+					if resp, body := c.final("POST"); resp.StatusCode != e.want || body != "soon" || !resp.Close {
+						t.Fatalf("round %d: answered %d %q, close %v", i, resp.StatusCode, body, resp.Close)
+					}
+					took = append(took, time.Since(began))
+					io.WriteString(c.Conn, e.body)
+					v.asks(fmt.Sprintf("/victim/%d", i))
+					c.Conn.(*net.TCPConn).CloseWrite()
+					c.closed()
+					c.Close()
+					if t.Failed() {
+						t.Fatalf("in round %d", i)
+					}
+				}
+				if slices.Sort(took); took[rounds/2] > netloop.Tick/2 {
+					t.Errorf("half of the answers took more than %v: they waited for the upload to be stopped", took[rounds/2])
+				}
+				if n := hidden.Load(); n > 0 {
+					t.Errorf("%d bodies were taken for requests", n)
+				}
+			})
+		})
+	}
+}
+
+// Trailers of an answer are passed on as they are, or the client is not told that it has everything.
+func TestHostileTrailers(t *testing.T) {
+	const start11 = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+	type want struct {
+		status int
+		client string // the bytes behind the head; empty with a status of 200 is a cut
+	}
+	long := strings.Repeat("X-T: "+strings.Repeat("t", 1000)+"\r\n", 1000)
+	for _, u := range []struct {
+		id, request, head, data string
+		want                    want
+	}{
+		{"R11 not declared", "1.1", "", "5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n", want{200, "5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n"}},
+		{"R11 declared", "1.1", "Trailer: X-Sum\r\n", "5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n", want{200, "5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n"}},
+		{"R11 gRPC", "1.1", "Trailer: grpc-status, grpc-message\r\n", "0\r\ngrpc-status: 13\r\ngrpc-message: a%0D%0Ab%20%E2%82%AC%25\r\n\r\n",
+			want{200, "0\r\ngrpc-status: 13\r\ngrpc-message: a%0D%0Ab%20%E2%82%AC%25\r\n\r\n"}},
+		{"R11 framing", "1.1", "", "5\r\nhello\r\n0\r\nContent-Length: 500\r\nTransfer-Encoding: gzip\r\nConnection: close\r\n\r\n",
+			want{200, "5\r\nhello\r\n0\r\nContent-Length: 500\r\nTransfer-Encoding: gzip\r\nConnection: close\r\n\r\n"}},
+		{"R11 to 1.0", "1.0", "", "5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n", want{200, "hello"}},
+		{"R11 1 MB", "1.1", "", "5\r\nhello\r\n|0\r\n" + long + "\r\n", want{200, ""}},
+		{"R11 1 MB in one", "1.1", "", "5\r\nhello\r\n|0\r\nX-T: " + strings.Repeat("t", 1<<20) + "\r\n\r\n", want{200, ""}},
+		{"R11 1 MB to 1.0", "1.0", "", "5\r\nhello\r\n|0\r\n" + long + "\r\n", want{200, ""}},
+		{"R11 LF", "1.1", "", "5\r\nhello\r\n|0\r\nX: y\n\r\n", want{200, ""}},
+		{"R11 NUL", "1.1", "", "5\r\nhello\r\n|0\r\nX: \x00\r\n\r\n", want{200, ""}},
+		{"R11 CR", "1.1", "", "5\r\nhello\r\n|0\r\nX: a\rb\r\n\r\n", want{200, ""}},
+		{"R11 fold", "1.1", "", "5\r\nhello\r\n|0\r\nX: a\r\n b\r\n\r\n", want{200, ""}},
+		{"R11 no colon", "1.1", "", "5\r\nhello\r\n|0\r\nsecret\r\n\r\n", want{200, ""}},
+		{"R11 space before colon", "1.1", "", "5\r\nhello\r\n|0\r\nX : y\r\n\r\n", want{200, ""}},
+		{"R11 an answer", "1.1", "", "5\r\nhello\r\n|0\r\nHTTP/1.1 200 OK\r\n\r\n", want{200, ""}},
+		{"R11 LF at once", "1.1", "", "5\r\nhello\r\n0\r\nX: y\n\r\n", want{502, ""}},
+		{"R11 1 MB at once", "1.1", "", "0\r\n" + long + "\r\n", want{502, ""}},
+	} {
+		t.Run(u.id, func(t *testing.T) {
+			eachEngine(t, func(t *testing.T, engine string) {
+				up := newScript(t, start11+u.head+"\r\n"+u.data, "")
+				r := start(t, engine, Settings{}, up.address)
+				c := r.dial()
+				c.asks("/warm")
+				c.send("GET /hostile HTTP/" + u.request + "\r\nHost: a\r\n\r\n")
+				head := readHead(c.r)
+				if !strings.HasPrefix(head, "HTTP/1.1 "+strconv.Itoa(u.want.status)) || u.head != "" && !strings.Contains(head, u.head) {
+					t.Fatalf("answered %q", head)
+				}
+				for range strings.Count(u.data, "|") {
+					up.seen <- struct{}{}
+				}
+				<-up.written
+				switch {
+				case u.want.client != "":
+					got := make([]byte, len(u.want.client))
+					if _, err := io.ReadFull(c.r, got); err != nil || string(got) != u.want.client {
+						t.Errorf("the client got %q, %v", got, err)
+					}
+					if u.request == "1.0" {
+						c.closed()
+					} else {
+						c.asks("/next")
+						if up.after.Load() != 1 {
+							t.Error("the connection was not used again")
+						}
+					}
+				case u.want.status == 200:
+					rest, err := io.ReadAll(c.r)
+					if err != nil && !errors.Is(err, syscall.ECONNRESET) || err == nil && u.request == "1.0" || strings.HasSuffix(string(rest), "\r\n\r\n") || strings.Contains(string(rest), "secret") {
+						t.Errorf("the client got %d bytes that end in %q, %v", len(rest), rest[max(0, len(rest)-40):], err)
+					}
+				}
+				for n := range 4 {
+					r.dial().asks(fmt.Sprintf("/victim/%d", n))
+				}
+				if up.after.Load() != 0 && u.want.client == "" {
+					t.Errorf("%d requests came over the connection after the answer", up.after.Load())
+				}
+			})
+		})
+	}
+}
+
+// certificate makes a certificate for names, which is its own authority.
+func certificate(t *testing.T, until time.Time, names ...string) (tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: names[0]}, DNSNames: names, NotBefore: until.Add(-24 * time.Hour), NotAfter: until,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(crand.Reader, template, template, &private.PublicKey, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(leaf)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}, roots
+}
+
+// buffered is a connection of which a reader holds some already.
+type buffered struct {
+	net.Conn
+	r io.Reader
+}
+
+func (b *buffered) Read(p []byte) (int, error) { return b.r.Read(p) }
+
+// An instance that cannot prove who it is, or does not shake hands, gets nothing of the request, and takes no longer than
+// connecting may take. Another one is asked instead.
+func TestHostileTLS(t *testing.T) {
+	const connect = 150 * time.Millisecond
+	type want struct {
+		status int
+		reason Reason
+		cut    bool
+	}
+	good, roots := certificate(t, time.Now().Add(time.Hour), "s")
+	wrong, wrongRoots := certificate(t, time.Now().Add(time.Hour), "other")
+	expired, expiredRoots := certificate(t, time.Now().Add(-time.Minute), "s")
+	early, earlyRoots := certificate(t, time.Now().Add(48*time.Hour), "s")
+	stranger, _ := certificate(t, time.Now().Add(time.Hour), "s")
+	failed := want{502, TLSFailed, false}
+	serve := func(cert tls.Certificate, most uint16, answer string, end bool) func(c net.Conn, r *bufio.Reader) {
+		return func(c net.Conn, r *bufio.Reader) {
+			secure := tls.Server(&buffered{c, r}, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS10, MaxVersion: most})
+			req, err := http.ReadRequest(bufio.NewReader(secure))
+			if err != nil {
+				return
+			}
+			if answer == "" {
+				answer = own(req.RequestURI)
+			}
+			io.WriteString(secure, answer)
+			if end {
+				secure.CloseWrite()
+			}
+		}
+	}
+	untilClose := "HTTP/1.1 200 OK\r\n\r\npart"
+	for _, u := range []struct {
+		id    string
+		serve func(c net.Conn, r *bufio.Reader)
+		roots *x509.CertPool
+		want  want
+	}{
+		{"R12 good", serve(good, 0, "", true), roots, want{200, "", false}},
+		{"R12 wrong name", serve(wrong, 0, "", true), wrongRoots, failed},
+		{"R12 expired", serve(expired, 0, "", true), expiredRoots, failed},
+		{"R12 not valid yet", serve(early, 0, "", true), earlyRoots, failed},
+		{"R12 unknown authority", serve(stranger, 0, "", true), roots, failed},
+		{"R12 old version", serve(good, tls.VersionTLS11, "", true), roots, failed},
+		{"R12 stalls at once", func(c net.Conn, r *bufio.Reader) { io.Copy(io.Discard, r) }, roots, failed},
+		{"R12 stalls in a record", func(c net.Conn, r *bufio.Reader) {
+			io.WriteString(c, "\x16\x03\x03\x02\x00\x02")
+			io.Copy(io.Discard, r)
+		}, roots, failed},
+		{"R12 plain HTTP", func(c net.Conn, r *bufio.Reader) { io.WriteString(c, own("/secret")); io.Copy(io.Discard, r) }, roots, failed},
+		{"R12 ends at once", func(c net.Conn, r *bufio.Reader) {}, roots, failed},
+		{"R12 resets", func(c net.Conn, r *bufio.Reader) { r.Peek(1); c.(*net.TCPConn).SetLinger(0) }, roots, failed},
+		{"R12 alert", func(c net.Conn, r *bufio.Reader) {
+			io.WriteString(c, "\x15\x03\x03\x00\x02\x02\x28")
+			io.Copy(io.Discard, r)
+		}, roots, failed},
+		{"R04 until close, TLS says so", serve(good, 0, untilClose, true), roots, want{200, "", false}},
+		{"R04 until close, TLS does not", serve(good, 0, untilClose, false), roots, want{200, UpstreamClosed, true}},
+		{"R04 length, TLS says the end", serve(good, 0, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart", true), roots, want{200, UpstreamClosed, true}},
+	} {
+		t.Run(u.id, func(t *testing.T) {
+			t.Parallel()
+			eachEngine(t, func(t *testing.T, engine string) {
+				t.Parallel()
+				up := newUpstream(t, u.serve)
+				other := newUpstream(t, serve(good, 0, "", true))
+				both := u.roots.Clone()
+				both.AppendCertsFromPEM(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: good.Certificate[0]}))
+				r := startWith(t, engine, Settings{Timeouts: route.Timeouts{Connect: connect}}, func(r *rig) {
+					r.upstreams = &pool.Settings{Secure: true, TLS: &tls.Config{RootCAs: both, ServerName: "s"}}
+				}, up.address)
+				c := r.dial()
+				began := time.Now()
+				c.send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+				resp, err := http.ReadResponse(c.r, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				took := time.Since(began)
+				body, err := io.ReadAll(resp.Body)
+				if resp.StatusCode != u.want.status || (err != nil) != u.want.cut || strings.Contains(string(body), "secret") {
+					t.Errorf("answered %d %q, %v", resp.StatusCode, body, err)
+				}
+				if took > connect+700*time.Millisecond {
+					t.Errorf("it took %v", took)
+				}
+				if rec := r.wait(1)[0]; rec.Reason != u.want.reason {
+					t.Errorf("reason %q, want %q", rec.Reason, u.want.reason)
+				}
+				if strings.Contains(up.bytes(), "GET ") {
+					t.Error("the request was sent in the clear")
+				}
+				if u.want.status != 502 {
+					return
+				}
+				r.publish(up.address, other.address)
+				for range 2 { // of which one meets the bad one first
+					r.dial().asks("/other")
+				}
+			})
+		})
+	}
 }
