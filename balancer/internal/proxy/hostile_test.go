@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"slices"
@@ -815,6 +816,205 @@ func TestHostileTLS(t *testing.T) {
 				r.publish(up.address, other.address)
 				for range 2 { // of which one meets the bad one first
 					r.dial().asks("/other")
+				}
+			})
+		})
+	}
+}
+
+// An instance that closes idle connections at just the moment when requests are sent: none is done twice, whatever its
+// method, and a POST fails only where the instance may have got it.
+func TestClosingWhileSending(t *testing.T) {
+	const clients, each = 4, 125
+	for _, u := range []struct {
+		id    string
+		looks bool // the instance serves what comes before it closes; else it closes without looking, which resets that
+	}{
+		{"closes when nothing has come for a while", true},
+		{"closes after one request", false},
+	} {
+		t.Run(u.id, func(t *testing.T) {
+			eachEngine(t, func(t *testing.T, engine string) {
+				var mu sync.Mutex
+				touched, done := map[string]bool{}, map[string]int{}
+				up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+					for {
+						head := readHead(r)
+						if head == "" {
+							return
+						}
+						id := strings.TrimPrefix(strings.Fields(head)[1], "/")
+						mu.Lock()
+						touched[id] = true
+						mu.Unlock()
+						c.SetReadDeadline(time.Time{})
+						body := make([]byte, len(id))
+						if _, err := io.ReadFull(r, body); err != nil || string(body) != id {
+							t.Errorf("the body of %s is %q, %v", id, body, err)
+							return
+						}
+						mu.Lock()
+						done[id]++
+						mu.Unlock()
+						if _, err := io.WriteString(c, own("/"+id)); err != nil {
+							return
+						}
+						patience := time.Duration(rand.IntN(300)) * time.Microsecond
+						if !u.looks {
+							time.Sleep(patience)
+							return
+						}
+						c.SetReadDeadline(time.Now().Add(patience))
+					}
+				})
+				r := start(t, engine, Settings{}, up.address)
+				var served, failed, unread atomic.Int32
+				var all sync.WaitGroup
+				for n := range clients {
+					c := r.dial()
+					all.Go(func() {
+						for i := range each {
+							id := fmt.Sprintf("%d-%d", n, i)
+							if _, err := fmt.Fprintf(c.Conn, "POST /%s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s", id, len(id), id); err != nil {
+								t.Errorf("%s: %v", id, err)
+								return
+							}
+							resp, err := http.ReadResponse(c.r, nil)
+							if err != nil {
+								t.Errorf("%s: %v", id, err)
+								return
+							}
+							body, err := io.ReadAll(resp.Body)
+							mu.Lock()
+							times, seen := done[id], touched[id]
+							mu.Unlock()
+							switch {
+							case err != nil || resp.Close:
+								t.Errorf("%s: close %v, %v", id, resp.Close, err)
+								return
+							case resp.StatusCode == 200 && string(body) == "own /"+id && times == 1:
+								served.Add(1)
+							case resp.StatusCode == 502 && resp.Header.Get("X-Rota-Reason") == string(UpstreamClosed) && times <= 1:
+								failed.Add(1)
+								if !seen {
+									unread.Add(1)
+								}
+							default:
+								t.Errorf("%s: answered %d %q, done %d times", id, resp.StatusCode, body, times)
+							}
+						}
+					})
+				}
+				all.Wait()
+				again, most := 0, 0
+				for _, rec := range r.wait(clients * each) {
+					if rec.Attempts > 1 {
+						again++
+					}
+					most = max(most, rec.Attempts)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				for id, times := range done {
+					if times != 1 {
+						t.Errorf("%s was done %d times", id, times)
+					}
+				}
+				if len(done) < int(served.Load()) || again+int(failed.Load()) == 0 {
+					t.Errorf("%d served, %d done, none of them met a closing connection", served.Load(), len(done))
+				}
+				t.Logf("%d POSTs: %d served, %d of them sent again (%d attempts at most), %d failed, of which the instance had read nothing of %d",
+					clients*each, served.Load(), again, most, failed.Load(), unread.Load())
+			})
+		})
+	}
+}
+
+// A kept connection that ends between the look at it and the request: the proof that nobody has got that is what decides.
+func TestUnsent(t *testing.T) {
+	const rounds = 25
+	type want struct {
+		status int
+		done   int // how often the instance gets the whole request
+		again  int // attempts on the loops engine, which does not look once more
+	}
+	for _, u := range []struct {
+		id   string
+		ends func(c *net.TCPConn, r *bufio.Reader) // before the request is sent
+		gets func(c *net.TCPConn, r *bufio.Reader) // on the same connection, after; nil when there is none any more
+		want want
+	}{
+		{"closed in order", func(c *net.TCPConn, r *bufio.Reader) { c.Close() }, nil, want{200, 1, 2}},
+		{"reset", func(c *net.TCPConn, r *bufio.Reader) { c.SetLinger(0); c.Close() }, nil, want{200, 1, 2}},
+		{"closed when it was read", func(c *net.TCPConn, r *bufio.Reader) {}, func(c *net.TCPConn, r *bufio.Reader) { c.Close() }, want{502, 1, 1}},
+		{"reset when it was read", func(c *net.TCPConn, r *bufio.Reader) {}, func(c *net.TCPConn, r *bufio.Reader) { c.SetLinger(0); c.Close() }, want{502, 1, 1}},
+	} {
+		t.Run(u.id, func(t *testing.T) {
+			eachEngine(t, func(t *testing.T, engine string) {
+				answered, ended := make(chan struct{}), make(chan struct{})
+				stop := make(chan struct{})
+				var mu sync.Mutex
+				done := map[string]int{}
+				up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+					for {
+						head := readHead(r)
+						if head == "" {
+							return
+						}
+						target := strings.Fields(head)[1]
+						if _, err := r.Discard(2); err != nil {
+							return
+						}
+						mu.Lock()
+						done[target]++
+						again := done[target] > 1
+						mu.Unlock()
+						if u.gets != nil && strings.HasPrefix(target, "/second") && !again {
+							u.gets(c.(*net.TCPConn), r)
+							return
+						}
+						if _, err := io.WriteString(c, own(target)); err != nil {
+							return
+						}
+						if strings.HasPrefix(target, "/first") {
+							select {
+							case <-answered:
+							case <-stop:
+								return
+							}
+							u.ends(c.(*net.TCPConn), r)
+							ended <- struct{}{}
+						}
+					}
+				})
+				t.Cleanup(func() { close(stop) })
+				r := startWith(t, engine, Settings{}, func(r *rig) {
+					r.done = func(rec *Record) { // the answer to the first is relayed; the second is held already
+						if strings.HasPrefix(string(rec.Path), "/first") {
+							answered <- struct{}{}
+							<-ended
+						}
+					}
+				}, up.address)
+				for i := range rounds {
+					c := r.dial()
+					post := "POST /%s/%d HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
+					c.send(fmt.Sprintf(post+post, "first", i, "second", i))
+					if resp, body := c.answer("POST"); resp.StatusCode != 200 || body != fmt.Sprintf("own /first/%d", i) {
+						t.Fatalf("round %d: the first was answered with %d %q", i, resp.StatusCode, body)
+					}
+					resp, body := c.answer("POST")
+					if resp.StatusCode != u.want.status || resp.StatusCode == 200 && body != fmt.Sprintf("own /second/%d", i) {
+						t.Fatalf("round %d: the second was answered with %d %q", i, resp.StatusCode, body)
+					}
+					rec := r.wait(2*i + 2)[2*i+1]
+					mu.Lock()
+					n := done[fmt.Sprintf("/second/%d", i)]
+					mu.Unlock()
+					if n != u.want.done || engine == netloop.Loops && rec.Attempts != u.want.again {
+						t.Fatalf("round %d: done %d times after %d attempts", i, n, rec.Attempts)
+					}
+					c.Close()
 				}
 			})
 		})

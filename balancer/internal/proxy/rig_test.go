@@ -47,14 +47,18 @@ type rig struct {
 	// routes and upstreams are what publish makes a table of.
 	routes    []route.Route
 	upstreams *pool.Settings
-	stop      func() // ends the engine; again does nothing
-	mirror    string // address of the one instance of the service "copies"
+	stop      func()            // ends the engine; again does nothing
+	done      func(rec *Record) // is told of a record too, on the loop, which stands still meanwhile; nil is nobody
+	mirror    string            // address of the one instance of the service "copies"
 
 	mu      sync.Mutex
 	records []Record
 }
 
 func (r *rig) Done(rec *Record) {
+	if r.done != nil {
+		r.done(rec)
+	}
 	c := *rec
 	c.Path, c.Query = bytes.Clone(c.Path), bytes.Clone(c.Query)
 	r.mu.Lock()
