@@ -943,13 +943,19 @@ func TestUnsent(t *testing.T) {
 		ends func(c *net.TCPConn, r *bufio.Reader) // before the request is sent
 		gets func(c *net.TCPConn, r *bufio.Reader) // on the same connection, after; nil when there is none any more
 		want want
+		skip string
 	}{
-		{"closed in order", func(c *net.TCPConn, r *bufio.Reader) { c.Close() }, nil, want{200, 1, 2}},
-		{"reset", func(c *net.TCPConn, r *bufio.Reader) { c.SetLinger(0); c.Close() }, nil, want{200, 1, 2}},
-		{"closed when it was read", func(c *net.TCPConn, r *bufio.Reader) {}, func(c *net.TCPConn, r *bufio.Reader) { c.Close() }, want{502, 1, 1}},
-		{"reset when it was read", func(c *net.TCPConn, r *bufio.Reader) {}, func(c *net.TCPConn, r *bufio.Reader) { c.SetLinger(0); c.Close() }, want{502, 1, 1}},
+		{"closed in order", func(c *net.TCPConn, r *bufio.Reader) { c.Close() }, nil, want{200, 1, 2}, ""},
+		{"reset", func(c *net.TCPConn, r *bufio.Reader) { c.SetLinger(0); c.Close() }, nil, want{200, 1, 2}, ""},
+		{"half-closed, reads on", func(c *net.TCPConn, r *bufio.Reader) { c.CloseWrite() }, func(c *net.TCPConn, r *bufio.Reader) { c.Close() }, want{502, 1, 1},
+			"done twice: the kernel of who ends only its own direction acknowledges late what it delivers all the same"},
+		{"closed when it was read", func(c *net.TCPConn, r *bufio.Reader) {}, func(c *net.TCPConn, r *bufio.Reader) { c.Close() }, want{502, 1, 1}, ""},
+		{"reset when it was read", func(c *net.TCPConn, r *bufio.Reader) {}, func(c *net.TCPConn, r *bufio.Reader) { c.SetLinger(0); c.Close() }, want{502, 1, 1}, ""},
 	} {
 		t.Run(u.id, func(t *testing.T) {
+			if u.skip != "" {
+				t.Skip(u.skip)
+			}
 			eachEngine(t, func(t *testing.T, engine string) {
 				answered, ended := make(chan struct{}), make(chan struct{})
 				stop := make(chan struct{})
