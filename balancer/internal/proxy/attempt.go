@@ -65,9 +65,9 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 		var why failure
 		if buf, n, head, why = x.readAnswer(up, buf, n); why.reason != "" {
 			// A connection that ends without a byte of an answer, although it was good before, was closed while the request was
-			// on its way. If the peer's end came before its kernel had acknowledged any of the request, nobody has read it.
+			// on its way.
 			silent := n == 0 && interim == 0 && why.reason == UpstreamClosed
-			unsent := silent && why.cause == io.EOF && reused && held && up.Unacknowledged() >= sent
+			unsent := silent && !repeatable && why.cause == io.EOF && reused && held && x.unread(up, sent)
 			up.Close()
 			late := n == 0 && why.reason == UpstreamTimeout && x.retryTimeouts(headBy)
 			return outcome{failure: why, again: unsent || repeatable && (silent || late), stale: reused && silent}
@@ -113,6 +113,20 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 }
 
 var noEdit http1.Edit
+
+// acknowledged is the longest time that a receiver may delay an acknowledgement (RFC 1122 §4.2.3.2).
+const acknowledged = 500 * time.Millisecond
+
+// unread reports whether nobody can have read the request, of so many bytes, that was sent to a peer which has ended the
+// connection: its kernel has not acknowledged any of it, nor does it when it had time to. Without that time, a peer that
+// has ended its own direction only, and reads on, would look the same.
+func (x *exchange) unread(up netloop.Conn, sent int) bool {
+	if up.Unacknowledged() < sent {
+		return false
+	}
+	x.loop.NewWaiter().Wait(x.loop.Now().Add(acknowledged), x.conn)
+	return up.Unacknowledged() >= sent
+}
 
 // answerBy is when the head of an answer to a request that has just been sent must have come.
 func (x *exchange) answerBy(headBy time.Time) time.Time {

@@ -223,18 +223,18 @@ func TestHostileAnswers(t *testing.T) {
 
 	add("R03 more than said", ok+"Content-Length: 8\r\n\r\n12345678secret", "", wantAnswer{body: "12345678"})
 	add("R03 more than said, an answer", ok+"Content-Length: 8\r\n\r\n12345678"+evil, "", wantAnswer{body: "12345678"})
-	add("R03 more than said, apart", ok+"Content-Length: 8\r\n\r\n|12345678secret", "", wantAnswer{body: "12345678"})
+	add("R03 more than said, apart", ok+"Content-Length: 8\r\n\r\n1|2345678secret", "", wantAnswer{body: "12345678"})
 	add("R03 more than said, later", ok+"Content-Length: 8\r\n\r\n12345678|"+evil, "", wantAnswer{body: "12345678"})
 	add("R03 more than none", ok+none+evil, "", wantAnswer{})
-	add("R03 long, and more", ok+"Content-Length: 100000\r\n\r\n|"+strings.Repeat("x", 100_000)+evil, "", wantAnswer{body: strings.Repeat("x", 100_000)})
+	add("R03 long, and more", ok+"Content-Length: 100000\r\n\r\nx|"+strings.Repeat("x", 99_999)+evil, "", wantAnswer{body: strings.Repeat("x", 100_000)})
 
 	for _, then := range []string{"fin", "rst"} {
 		cut := wantAnswer{cut: true, closed: true, reason: UpstreamClosed}
 		nothing := wantAnswer{status: 502, reason: UpstreamClosed}
 		add("R04 length, "+then, ok+"Content-Length: 100\r\n\r\n"+strings.Repeat("y", 27), then, cut)
-		add("R04 length apart, "+then, ok+"Content-Length: 100\r\n\r\n|"+strings.Repeat("y", 27), then, cut)
-		add("R04 length, nothing, "+then, ok+"Content-Length: 100\r\n\r\n|", then, cut)
-		add("R04 long length, "+then, ok+"Content-Length: 1000000\r\n\r\n|"+strings.Repeat("y", 200_000), then, cut)
+		add("R04 length apart, "+then, ok+"Content-Length: 100\r\n\r\ny|"+strings.Repeat("y", 27), then, cut)
+		add("R04 length, nothing, "+then, ok+"Content-Length: 100\r\n\r\n", then, nothing)
+		add("R04 long length, "+then, ok+"Content-Length: 1000000\r\n\r\ny|"+strings.Repeat("y", 200_000), then, cut)
 		add("R04 in a chunk, "+then, chunked+"64\r\n"+strings.Repeat("y", 27), then, cut)
 		add("R04 between chunks, "+then, chunked+"5\r\nhello\r\n|", then, cut)
 		add("R04 in a size, "+then, chunked+"5\r\nhello\r\n|1", then, cut)
@@ -244,7 +244,7 @@ func TestHostileAnswers(t *testing.T) {
 		add("R04 in the head, "+then, ok+"X: sec", then, nothing)
 		add("R04 in the status line, "+then, "HTTP/1.1 200", then, nothing)
 		add("R04 in the head behind an interim one, "+then, "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nX: sec", then, nothing)
-		asked("R04 length to 1.0, "+then, get10, ok+"Content-Length: 100\r\n\r\n|"+strings.Repeat("y", 27), then, cut)
+		asked("R04 length to 1.0, "+then, get10, ok+"Content-Length: 100\r\n\r\ny|"+strings.Repeat("y", 27), then, cut)
 		asked("R04 chunks to 1.0, "+then, get10, chunked+"5\r\nhello\r\n|", then, cut)
 	}
 	add("R04 until close, rst", ok+"\r\nhello|", "rst", wantAnswer{cut: true, closed: true, reason: UpstreamClosed})
@@ -932,7 +932,7 @@ func TestClosingWhileSending(t *testing.T) {
 
 // A kept connection that ends between the look at it and the request: the proof that nobody has got that is what decides.
 func TestUnsent(t *testing.T) {
-	const rounds = 25
+	const rounds = 8
 	type want struct {
 		status int
 		done   int // how often the instance gets the whole request
@@ -943,19 +943,15 @@ func TestUnsent(t *testing.T) {
 		ends func(c *net.TCPConn, r *bufio.Reader) // before the request is sent
 		gets func(c *net.TCPConn, r *bufio.Reader) // on the same connection, after; nil when there is none any more
 		want want
-		skip string
 	}{
-		{"closed in order", func(c *net.TCPConn, r *bufio.Reader) { c.Close() }, nil, want{200, 1, 2}, ""},
-		{"reset", func(c *net.TCPConn, r *bufio.Reader) { c.SetLinger(0); c.Close() }, nil, want{200, 1, 2}, ""},
-		{"half-closed, reads on", func(c *net.TCPConn, r *bufio.Reader) { c.CloseWrite() }, func(c *net.TCPConn, r *bufio.Reader) { c.Close() }, want{502, 1, 1},
-			"done twice: the kernel of who ends only its own direction acknowledges late what it delivers all the same"},
-		{"closed when it was read", func(c *net.TCPConn, r *bufio.Reader) {}, func(c *net.TCPConn, r *bufio.Reader) { c.Close() }, want{502, 1, 1}, ""},
-		{"reset when it was read", func(c *net.TCPConn, r *bufio.Reader) {}, func(c *net.TCPConn, r *bufio.Reader) { c.SetLinger(0); c.Close() }, want{502, 1, 1}, ""},
+		{"closed in order", func(c *net.TCPConn, r *bufio.Reader) { c.Close() }, nil, want{200, 1, 2}},
+		{"reset", func(c *net.TCPConn, r *bufio.Reader) { c.SetLinger(0); c.Close() }, nil, want{200, 1, 2}},
+		{"half-closed, reads on", func(c *net.TCPConn, r *bufio.Reader) { c.CloseWrite() }, func(c *net.TCPConn, r *bufio.Reader) { c.Close() }, want{502, 1, 1}},
+		{"closed when it was read", func(c *net.TCPConn, r *bufio.Reader) {}, func(c *net.TCPConn, r *bufio.Reader) { c.Close() }, want{502, 1, 1}},
+		{"reset when it was read", func(c *net.TCPConn, r *bufio.Reader) {}, func(c *net.TCPConn, r *bufio.Reader) { c.SetLinger(0); c.Close() }, want{502, 1, 1}},
 	} {
 		t.Run(u.id, func(t *testing.T) {
-			if u.skip != "" {
-				t.Skip(u.skip)
-			}
+			t.Parallel()
 			eachEngine(t, func(t *testing.T, engine string) {
 				answered, ended := make(chan struct{}), make(chan struct{})
 				stop := make(chan struct{})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/rota-lb/rota/balancer/internal/http1"
@@ -48,16 +49,17 @@ type tunnel struct {
 	client, up netloop.Conn
 	loop       netloop.Loop
 	idle       time.Duration
-	last       time.Time // a byte was moved in either direction
-	ended      int       // directions that are at their end
-	broken     bool
-	closing    bool // the daemon drains
+	began      time.Time
+	last       atomic.Int64 // nanoseconds after began: a byte was moved in either direction
+	ended      atomic.Int32 // directions that are at their end
+	broken     atomic.Bool
+	closing    atomic.Bool // the daemon drains
 	in, out    int64
 }
 
 // tunnel goes on after a 101, whose head is buf[:head] and of which n bytes are held.
 func (x *exchange) tunnel(up netloop.Conn, buf []byte, head, n int) outcome {
-	t := &tunnel{client: x.conn, up: up, loop: x.loop, idle: x.timeouts.Tunnel, last: x.loop.Now()}
+	t := &tunnel{client: x.conn, up: up, loop: x.loop, idle: x.timeouts.Tunnel, began: x.loop.Now()}
 	edit := http1.Edit(x.rules.Response)
 	out := http1.AppendResponse(x.scratch(), &x.resp, http1.AsIs, 1, true, &edit)
 	out = append(out, buf[head:n]...)
@@ -91,7 +93,7 @@ func (x *exchange) tunnel(up netloop.Conn, buf []byte, head, n int) outcome {
 	x.unload()
 	x.rec.Status, x.rec.BytesIn, x.rec.BytesOut = x.resp.Status, x.rec.BytesIn+t.in, x.rec.BytesOut+t.out
 	x.done()
-	if t.broken {
+	if t.broken.Load() {
 		x.conn.Abort()
 	}
 	return outcome{answered: true}
@@ -104,28 +106,28 @@ const halfOpen = time.Minute
 func (t *tunnel) move(to, from netloop.Conn, moved *int64) {
 	for {
 		idle := t.idle
-		if t.ended > 0 {
+		if t.ended.Load() > 0 {
 			idle = min(idle, halfOpen)
 		}
-		from.SetReadDeadline(t.last.Add(idle))
-		if t.closing {
+		from.SetReadDeadline(t.began.Add(time.Duration(t.last.Load()) + idle))
+		if t.closing.Load() {
 			from.SetReadDeadline(longAgo)
 		}
 		n, err := t.step(to, from, idle)
 		*moved += int64(n)
 		switch {
 		case n > 0:
-			t.last = t.loop.Now()
+			t.last.Store(int64(t.loop.Now().Sub(t.began)))
 		case err == io.EOF:
-			t.ended++
+			t.ended.Add(1)
 			if to.CloseWrite() != nil {
 				t.end(true)
 			}
 			return
-		case isTimeout(err) && !t.closing && t.loop.Now().Sub(t.last) < idle:
+		case isTimeout(err) && !t.closing.Load() && t.loop.Now().Sub(t.began)-time.Duration(t.last.Load()) < idle:
 			// The other direction was not silent.
 		case isTimeout(err):
-			t.ended++
+			t.ended.Add(1)
 			to.CloseWrite()
 			t.end(false)
 			return
@@ -159,14 +161,11 @@ func (t *tunnel) step(to, from netloop.Conn, idle time.Duration) (int, error) {
 
 // end ends both directions. A broken one is reset, so that neither side takes what it got for all there was.
 func (t *tunnel) end(broken bool) {
-	if t.closing {
-		broken = false
-	}
-	t.broken = t.broken || broken
-	if broken {
+	if broken = broken && !t.closing.Load(); broken {
+		t.broken.Store(true)
 		t.up.Abort()
 	}
-	t.closing = true
+	t.closing.Store(true)
 	t.client.SetReadDeadline(longAgo)
 	t.up.SetReadDeadline(longAgo)
 }

@@ -88,13 +88,6 @@ func switching(t *testing.T, serve func(c *net.TCPConn, r *bufio.Reader)) *upstr
 	})
 }
 
-// tunnels skips what cannot be run yet.
-func tunnels(t *testing.T, engine string) {
-	if raceEnabled && engine == netloop.Goroutines {
-		t.Skip("a data race: on goroutines the two directions of a tunnel share last, ended, broken and closing without synchronisation")
-	}
-}
-
 // upgraded asks for an upgrade and reads the 101.
 func (r *rig) upgraded() *client {
 	r.t.Helper()
@@ -201,9 +194,6 @@ func TestSwitches(t *testing.T) {
 	} {
 		t.Run(u.id, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
-				if u.want.client == 101 {
-					tunnels(t, engine)
-				}
 				up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 					for {
 						head := readHead(r)
@@ -331,9 +321,6 @@ func TestUpgradesOfRoutes(t *testing.T) {
 	} {
 		t.Run(u.id, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
-				if u.want == 101 {
-					tunnels(t, engine)
-				}
 				up := answering(t, u.answer)
 				r := startWith(t, engine, Settings{}, func(r *rig) { r.routes[0].Rules = &route.Rules{Upgrades: u.upgrades} }, up.address)
 				c := r.dial()
@@ -354,7 +341,6 @@ func TestEarlyFrames(t *testing.T) {
 	for _, size := range []int{1, 100, netloop.BufferSize - len(upgrade), netloop.BufferSize - len(upgrade) + 1, http1.MaxHead, 1 << 20} {
 		t.Run(fmt.Sprintf("U4 %d bytes", size), func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
-				tunnels(t, engine)
 				asked, checked := make(chan struct{}), make(chan struct{})
 				up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 					if head := readHead(r); !strings.Contains(head, "Upgrade: websocket") {
@@ -441,7 +427,6 @@ func TestFirstFrames(t *testing.T) {
 	} {
 		t.Run(u.id, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
-				tunnels(t, engine)
 				up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 					readHead(r)
 					for rest := u.send; rest != ""; {
@@ -566,7 +551,6 @@ func TestTunnelEnds(t *testing.T) {
 	} {
 		t.Run(u.id, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
-				tunnels(t, engine)
 				type end struct {
 					read []byte
 					err  error
@@ -621,7 +605,6 @@ func TestIdleTunnels(t *testing.T) {
 	} {
 		t.Run(u.id, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
-				tunnels(t, engine)
 				before := descriptors(t)
 				t.Run("tunnels", func(t *testing.T) {
 					ends := make(chan error, u.n)
@@ -717,7 +700,6 @@ func TestLongTunnel(t *testing.T) {
 		return [32]byte(h.Sum(nil)), n, err
 	}
 	eachEngine(t, func(t *testing.T, engine string) {
-		tunnels(t, engine)
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
