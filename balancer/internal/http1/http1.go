@@ -14,6 +14,7 @@ const (
 	MaxHead   = 64 << 10 // bytes, request or status line and all fields
 	MaxFields = 100
 	MaxTarget = 16 << 10
+	maxNames  = 100 // in all Connection fields: each is compared with every field
 	maxMethod = 32
 	maxHost   = 255
 )
@@ -53,7 +54,7 @@ var (
 	ErrTECoding      = &Error{501, "transfer coding not supported"}
 	ErrTEVersion     = bad("Transfer-Encoding in HTTP/1.0")
 	ErrExpect        = &Error{417, "expectation not supported"}
-	ErrConnection    = bad("malformed Connection")
+	ErrConnection    = bad("malformed or endless Connection")
 	ErrChunk         = bad("malformed chunk")
 	ErrChunkLong     = bad("chunk extensions or trailers too long")
 	ErrResponseHead  = upstream("malformed response head")
@@ -252,9 +253,13 @@ func (f *fields) parse(head []byte, pos int) *Error {
 	return nil
 }
 
-// connection reads a Connection field: whether it says close or keep-alive, and whether it names other fields.
-func connection(value []byte) (close, keep, names bool, err *Error) {
+// connection reads a Connection field: whether it says close or keep-alive, and whether it names other fields. It counts
+// in total what all of them list.
+func connection(value []byte, total *int) (close, keep, names bool, err *Error) {
 	for len(value) > 0 {
+		if *total++; *total > maxNames {
+			return close, keep, names, ErrConnection
+		}
 		var t []byte
 		t, value = nextElement(value)
 		switch {

@@ -164,7 +164,7 @@ func checkQuery(q []byte) *Error {
 // decide reads the fields that decide on host, framing and connection.
 func (r *Request) decide(authority []byte) *Error {
 	var host, te, upgrade []byte
-	hosts, lengths, tes, upgrades := 0, 0, 0, 0
+	hosts, lengths, tes, upgrades, listed := 0, 0, 0, 0, 0
 	closing, keep := false, false
 	for i := range r.all {
 		switch r.all[i].kind {
@@ -182,7 +182,7 @@ func (r *Request) decide(authority []byte) *Error {
 			te = r.value(i)
 			tes++
 		case kindConnection:
-			c, k, names, err := connection(r.value(i))
+			c, k, names, err := connection(r.value(i), &listed)
 			if err != nil {
 				return err
 			}

@@ -134,6 +134,7 @@ func TestRequestHeads(t *testing.T) {
 		{"quoted name", "GET / HTTP/1.1\r\n" + h + "\"X\": x\r\n\r\n", ErrFieldName, ""},
 		{"101 fields", "GET / HTTP/1.1\r\n" + h + fields(100) + "\r\n", ErrFields, ""},
 		{"Connection not tokens", "GET / HTTP/1.1\r\n" + h + "Connection: a b\r\n\r\n", ErrConnection, ""},
+		{"Connection without end", "GET / HTTP/1.1\r\n" + h + "Connection: " + strings.Repeat("a,", 51) + "\r\nConnection: " + strings.Repeat(",", 50) + "\r\n\r\n", ErrConnection, ""},
 		{"Connection quoted", "GET / HTTP/1.1\r\n" + h + "Connection: \"close\"\r\n\r\n", ErrConnection, ""},
 		{"S17 other expectation", "POST / HTTP/1.1\r\n" + h + "Expect: y\r\n\r\n", ErrExpect, ""},
 		{"S17 expectations", "POST / HTTP/1.1\r\n" + h + "Expect: y 100-continue\r\n\r\n", ErrExpect, ""},

@@ -53,7 +53,7 @@ func (r *Response) Parse(b []byte, head bool) *Error {
 }
 
 func (r *Response) framing(head bool) *Error {
-	lengths, tes, upgrades := 0, 0, 0
+	lengths, tes, upgrades, listed := 0, 0, 0, 0
 	closing, keep := false, false
 	for i := range r.all {
 		switch r.all[i].kind {
@@ -76,7 +76,7 @@ func (r *Response) framing(head bool) *Error {
 			r.Upgrade = r.value(i)
 			upgrades++
 		case kindConnection:
-			c, k, names, err := connection(r.value(i))
+			c, k, names, err := connection(r.value(i), &listed)
 			if err != nil {
 				return ErrResponseHead
 			}
