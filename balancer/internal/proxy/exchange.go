@@ -208,6 +208,9 @@ func (x *exchange) exchange(head int) (keep bool) {
 	if bad := x.compose(); bad != nil {
 		return x.answer(refused(bad))
 	}
+	if most := x.mostBody(); most > 0 && x.body.taken > most {
+		return x.answer(fail(BodyTooLong)) // its chunks came with the head
+	}
 	if to.Mirror != nil {
 		x.mirror(to.Mirror)
 	}
