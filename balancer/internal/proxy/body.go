@@ -138,6 +138,7 @@ func (u *upload) run(headBy time.Time) {
 			switch {
 			case errors.Is(rerr, errors.ErrUnsupported):
 			case werr != nil:
+				u.to.SetReadDeadline(x.answerBy(headBy))
 				return
 			case rerr != nil:
 				u.lost(rerr)
@@ -175,9 +176,11 @@ func (u *upload) run(headBy time.Time) {
 			b.done = b.left == 0
 		}
 		u.bytes.Add(int64(n))
-		u.to.SetWriteDeadline(x.progress(started, u.bytes.Load()))
+		u.to.SetWriteDeadline(x.by(x.timeouts.IdleBody)) // the least rate is asked of the client
 		if _, err := u.to.Write(u.buf[from:to]); err != nil {
-			return // the upstream takes no more; its answer, or the lack of one, says why
+			// The upstream takes no more; its answer, or the lack of one, says why.
+			u.to.SetReadDeadline(x.answerBy(headBy))
+			return
 		}
 	}
 	u.to.SetReadDeadline(x.answerBy(headBy))
