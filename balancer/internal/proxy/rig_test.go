@@ -50,6 +50,7 @@ type rig struct {
 	stop      func()            // ends the engine; again does nothing
 	done      func(rec *Record) // is told of a record too, on the loop, which stands still meanwhile; nil is nobody
 	mirror    string            // address of the one instance of the service "copies"
+	firstByte time.Duration     // how long a new connection may stay silent; zero is the engine's default
 
 	mu      sync.Mutex
 	records []Record
@@ -97,7 +98,7 @@ func startWith(t *testing.T, engine string, settings Settings, with func(r *rig)
 	with(r)
 	r.publish(upstreams...)
 	var err error
-	if r.engine, err = netloop.New(netloop.Options{Engine: engine, Loops: 2,
+	if r.engine, err = netloop.New(netloop.Options{Engine: engine, Loops: 2, FirstByte: r.firstByte,
 		Stale:  func(key any) bool { return key.(interface{ Retired() bool }).Retired() },
 		Closed: func(key any, d time.Duration) { key.(interface{ ClosedIdle(time.Duration) }).ClosedIdle(d) },
 		Panic:  func(v any, stack []byte) { t.Errorf("panic: %v\n%s", v, stack) }}); err != nil {
