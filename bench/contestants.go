@@ -93,15 +93,24 @@ func rotaVersion(binary string) string {
 //go:embed floor/floor.c
 var floorSource string
 
+// compile makes a program of one C file.
+func compile(ctx context.Context, r *rig.Rig, name, source string) (binary string, err error) {
+	file, err := r.File(name+".c", source)
+	if err != nil {
+		return "", err
+	}
+	binary = filepath.Join(r.Dir, name)
+	out, err := exec.CommandContext(ctx, "cc", "-O2", "-o", binary, file, "-pthread").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("compiling %s: %w\n%s", name, err, out)
+	}
+	return binary, nil
+}
+
 func floor(ctx context.Context, r *rig.Rig) (*contestant, error) {
-	source, err := r.File("floor.c", floorSource)
+	binary, err := compile(ctx, r, "floor", floorSource)
 	if err != nil {
 		return nil, err
-	}
-	binary := filepath.Join(r.Dir, "floor")
-	out, err := exec.CommandContext(ctx, "cc", "-O2", "-o", binary, source, "-pthread").CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("compiling the floor: %w\n%s", err, out)
 	}
 	return &contestant{name: "floor", copies: true, start: func(r *rig.Rig, listen, upstream string) (*running, error) {
 		_, port, err := net.SplitHostPort(listen)

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -89,7 +88,7 @@ func handshake(ctx context.Context, address string, config *tls.Config, resume b
 	if got := c.ConnectionState().DidResume; got != resume {
 		return fmt.Errorf("session resumed: %t, not %t", got, resume)
 	}
-	return exchange(c, bufio.NewReader(c))
+	return ask(c)
 }
 
 // quantile is the value below which that share of sorted ones is.

@@ -88,7 +88,7 @@ func main() {
 	if c.tls || c.close { // the floor copies bytes, and a connection upstream for each of the clients' is no floor
 		o.contestants, o.parts = without(o.contestants, "floor"), without(o.parts, "idle")
 	}
-	if c.close {
+	if c.tls || c.close {
 		o.parts = without(o.parts, "latency")
 	}
 	if o.smoke {
