@@ -44,6 +44,9 @@ var ErrDrainDeadline = listen.ErrDeadline
 // firstTable is how long listeners wait for the first table before they open and answer 503.
 const firstTable = time.Second
 
+// lastLines is how long the end waits for the access log: nobody may be reading it any more.
+const lastLines = time.Second
+
 // Options are what a balancer works with beside its configuration.
 type Options struct {
 	// Registry is watched for instances, routes and policies; nil means that only the configuration counts.
@@ -307,9 +310,16 @@ func (b *Balancer) Run(ctx context.Context) error {
 	behind, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	logged := make(chan struct{})
+	defer func() {
+		select {
+		case <-logged:
+		case <-time.After(lastLines):
+		}
+	}()
 	defer stop()
 	wg.Go(func() { b.control.Run(behind) })
-	wg.Go(func() { b.access.Run(behind) })
+	go func() { b.access.Run(behind); close(logged) }()
 	wg.Go(func() { b.guard.Run(behind) })
 	for _, c := range b.certs {
 		wg.Go(func() { c.Run(behind, b.certificatesChanged) })
