@@ -203,7 +203,7 @@ func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logge
 					reload(ctx)
 				}
 			case s == reopenSignal:
-				b.ReopenLogs()
+				go b.ReopenLogs() // that waits for a line that is being written, perhaps for ever
 			case s == handoverSignal && stopping: // it is leaving anyway
 			case s == handoverSignal:
 				log.Info("starting a successor")
