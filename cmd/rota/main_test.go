@@ -155,9 +155,17 @@ func (b *syncBuffer) String() string {
 
 func spawn(t *testing.T, list ...string) *child {
 	t.Helper()
-	c := &child{Cmd: exec.Command(os.Args[0], list...), t: t, out: &syncBuffer{ch: make(chan struct{}, 1)}, done: make(chan struct{})}
-	c.Env = append(os.Environ(), "ROTA_TEST_MAIN=1")
-	c.Stdout, c.Stderr = c.out, c.out
+	return launch(t, exec.Command(os.Args[0], list...))
+}
+
+// launch starts what becomes the command sooner or later.
+func launch(t *testing.T, cmd *exec.Cmd) *child {
+	t.Helper()
+	c := &child{Cmd: cmd, t: t, out: &syncBuffer{ch: make(chan struct{}, 1)}, done: make(chan struct{})}
+	c.Env = append(append(os.Environ(), "ROTA_TEST_MAIN=1"), cmd.Env...)
+	if c.Stderr = c.out; c.Stdout == nil {
+		c.Stdout = c.out
+	}
 	c.Dir = t.TempDir()
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
