@@ -181,7 +181,9 @@ func (c *conn) read(b []byte, other *conn) (int, error) {
 				return 0, io.EOF // stays readable
 			case e == 0:
 				// After a hangup there will be no more edges: only the end of stream tells that all is read.
-				c.readable = int(n) == len(b) || c.hangup
+				if c.readable = int(n) == len(b) || c.hangup; c.readable {
+					c.loop.took(int(n))
+				}
 				return int(n), nil
 			case e == unix.EINTR:
 				continue

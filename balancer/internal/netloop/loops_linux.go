@@ -170,6 +170,7 @@ type loop struct {
 	pipes    spares[*pipe]
 	piping   int     // pipes in use
 	ready    []*coro // to be resumed in this round
+	later    []*coro // to be resumed in the next one
 	running  *coro
 	coros    spares[*coro]
 	buffers  spares[[]byte]
@@ -266,6 +267,7 @@ func (l *loop) run() {
 		if wake {
 			l.takePosted()
 		}
+		l.nextRound()
 		l.resume()
 		if l.tick-l.swept >= int64(Tick) {
 			l.sweep()
@@ -287,12 +289,15 @@ func (l *loop) run() {
 // that is the next one to expire is written to the hardware when it is set, and in a virtual machine that leaves the guest.
 // With one millisecond it cost more than the rest of a wait.
 func (l *loop) wait(events []unix.EpollEvent) int {
-	const milliseconds = 8
+	milliseconds := uintptr(8)
+	if len(l.later) > 0 {
+		milliseconds = 0
+	}
 	n, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), milliseconds, 0, 0)
 	switch {
 	case e != 0:
 		return 0 // EINTR
-	case n > 0:
+	case n > 0 || milliseconds == 0:
 		return int(n)
 	}
 	timeout := -1
@@ -306,11 +311,20 @@ func (l *loop) wait(events []unix.EpollEvent) int {
 	return m
 }
 
+// nextRound makes those ready who let others go first.
+func (l *loop) nextRound() {
+	for _, co := range l.later {
+		co.later = false
+		co.wake()
+	}
+	l.later = l.later[:0]
+}
+
 // resume runs the ready coroutines until none is left.
 func (l *loop) resume() {
 	for i := 0; i < len(l.ready); i++ {
 		co := l.ready[i]
-		co.queued = false
+		co.queued, co.moved = false, 0
 		l.running = co
 		co.next()
 	}
@@ -338,6 +352,7 @@ func (l *loop) shutdown() {
 			w.co.wake()
 			again = true
 		}
+		l.nextRound()
 		l.resume()
 	}
 	for _, p := range l.pipes.all() {
@@ -538,6 +553,8 @@ type coro struct {
 	stop   func()
 	yield  func(struct{}) bool
 	queued bool
+	later  bool // will be queued in the next round
+	moved  int  // bytes read since it was resumed
 
 	conn *conn // the job: serve this connection,
 	task *task // or run this function
@@ -619,7 +636,7 @@ func (co *coro) job() {
 
 // wake has the coroutine resumed in this round.
 func (co *coro) wake() {
-	if !co.queued {
+	if !co.queued && !co.later {
 		co.queued = true
 		co.loop.ready = append(co.loop.ready, co)
 	}
@@ -629,6 +646,21 @@ func (co *coro) wake() {
 func (l *loop) park() {
 	co := l.running
 	co.yield(struct{}{})
+}
+
+// turn is how many bytes a coroutine may read before others get their turn.
+const turn = 256 << 10
+
+// took notes that the running coroutine has read so many bytes. Where it never has to wait, because both sides of a body
+// are always ready, it lets what else is ready go first.
+func (l *loop) took(n int) {
+	co := l.running
+	if co.moved += n; co.moved < turn || l.stopping {
+		return
+	}
+	co.later = true
+	l.later = append(l.later, co)
+	l.park()
 }
 
 // waiter implements [Waiter].

@@ -120,6 +120,7 @@ func Splice(dst, src Conn, prefix []byte, n int64, watch Conn) (written int64, r
 	default:
 		l.pipes.give(p)
 	}
+	l.took(int(written))
 	return written, rerr, werr
 }
 
