@@ -203,8 +203,9 @@ func TestOpenLoop(t *testing.T) {
 	if least, most := float64(slow/time.Microsecond), float64(150*time.Millisecond/time.Microsecond); d.P50 < least || d.P999 < most || d.Late < most-least {
 		t.Errorf("%+v", d)
 	}
-	s.Config.Handler = http.NotFoundHandler()
-	if _, err := load.run(t.Context(), s.Listener.Addr().String(), 2, 200, 100*time.Millisecond); err == nil {
+	other := httptest.NewServer(http.NotFoundHandler())
+	defer other.Close()
+	if _, err := load.run(t.Context(), other.Listener.Addr().String(), 2, 200, 100*time.Millisecond); err == nil {
 		t.Error("accepted another status")
 	}
 }

@@ -23,8 +23,8 @@ import (
 // brief is every timeout that is waited for, and soon is within what time a connection must have ended, however
 // busy the machine is.
 const (
-	brief = 300 * time.Millisecond
-	soon  = 3 * time.Second
+	brief = slower * 300 * time.Millisecond
+	soon  = slower * 3 * time.Second
 )
 
 // exhaustion is an attempt to hold or to use up something of the proxy. The ids are those of the catalogue: L.
@@ -93,13 +93,14 @@ func deaf(t *testing.T) *upstream {
 
 // long10MB answers with ten megabytes.
 func long10MB(t *testing.T) *upstream {
-	body := bytes.Repeat([]byte("x"), 10<<20)
+	const size = 10 << 20
+	answer := append(fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", size), bytes.Repeat([]byte("x"), size)...)
 	return newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 		for {
 			if _, err := http.ReadRequest(r); err != nil {
 				return
 			}
-			if _, err := fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body); err != nil {
+			if _, err := c.Write(answer); err != nil {
 				return
 			}
 		}
@@ -173,7 +174,7 @@ func exhaustions() []exhaustion {
 		{id: "L9", name: "small chunks with long extensions", first: get + "\r\n", up: flooding(ok+"Transfer-Encoding: chunked\r\n\r\n", "1;"+a(200)+"\r\nx\r\n", 0), cut: true, reason: UpstreamInvalid},
 		{id: "L9", name: "trailers without end", first: get + "\r\n", up: flooding(ok+"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", "X: a\r\n", 0), cut: true, reason: UpstreamInvalid},
 		// A byte that comes just before the time is up has no time left to go to the client.
-		{id: "L9", name: "a body, a byte at a time", or: ClientClosed, first: get + "\r\n", up: flooding(ok+"Content-Length: 100000\r\n\r\n", "a", slowly), cut: true, reason: UpstreamTimeout, late: true},
+		{id: "L9", name: "a body, a byte at a time", or: ClientClosed, first: get + "\r\n", up: flooding(ok+"Content-Length: 100000\r\n\r\na", "a", slowly), cut: true, reason: UpstreamTimeout, late: true},
 		{id: "L9", name: "a trailer, a byte at a time", or: ClientClosed, first: get + "\r\n", up: flooding(ok+"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX: ", "a", slowly), cut: true, reason: UpstreamTimeout, late: true},
 	}
 }
@@ -182,8 +183,13 @@ func exhaustions() []exhaustion {
 func TestExhaustion(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		var all sync.WaitGroup // they wait most of the time: more of them at once than there are processors
+		room := make(chan struct{}, 12)
 		for _, l := range exhaustions() {
-			all.Go(func() { t.Run(l.id+" "+l.name, func(t *testing.T) { l.run(t, engine) }) })
+			room <- struct{}{}
+			all.Go(func() {
+				t.Run(l.id+" "+l.name, func(t *testing.T) { l.run(t, engine) })
+				<-room
+			})
 		}
 		all.Wait()
 	})
