@@ -196,7 +196,7 @@ func TestPipelining(t *testing.T) {
 
 func TestRetries(t *testing.T) {
 	dead := func(t *testing.T) string { // an address where nobody listens
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		ln, err := net.Listen("tcp", private)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -205,6 +207,16 @@ func (c *client) closed() {
 	}
 }
 
+// private is where upstreams listen: an address of this process alone, where there are many, so that nobody who dials a port
+// that was another's before meets them.
+var private = func() string {
+	if runtime.GOOS != "linux" {
+		return "127.0.0.1:0"
+	}
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d:0", 1+pid>>16&0x3f, pid>>8&0xff, pid&0xff)
+}()
+
 // upstream is a raw server: each connection is given to serve, and everything read from it is recorded.
 type upstream struct {
 	address string
@@ -217,7 +229,7 @@ type upstream struct {
 
 func newUpstream(t *testing.T, serve func(c net.Conn, r *bufio.Reader)) *upstream {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := net.Listen("tcp", private)
 	if err != nil {
 		t.Fatal(err)
 	}
