@@ -70,7 +70,7 @@ var table = []row{
 		outside: []string{"go.yaml.in/yaml/v4/..."},
 	},
 	{pkg: "balancer/internal/membership", module: []string{"registry", "balancer/pool"}},
-	{pkg: "balancer/internal/health", module: []string{"balancer/pool"}, planned: true},
+	{pkg: "balancer/internal/health", module: []string{"balancer/pool"}, outside: []string{"google.golang.org/grpc/..."}},
 	{
 		pkg: "balancer/internal/control",
 		module: []string{
