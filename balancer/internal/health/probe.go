@@ -47,6 +47,10 @@ func newPlan(c Check) *plan {
 	if err == nil && target[0] != '/' {
 		err = fmt.Errorf("health: check path %q does not begin with a slash", target)
 	}
+	if strings.ContainsFunc(c.Host, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '/' }) {
+		// The library would leave it out, and the answer would be a riddle.
+		err = fmt.Errorf("health: check host %q is not a host", c.Host)
+	}
 	pl.err = err
 	h := http.Header{}
 	for _, f := range c.Headers {
