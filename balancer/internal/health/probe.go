@@ -129,6 +129,11 @@ func (p *Prober) ask(pr *probe) error {
 		stop := context.AfterFunc(pr.ctx, func() { conn.SetDeadline(past) })
 		err = pr.over(conn)
 		stop()
+		// A reset leaves nothing behind. A proper end would leave 120,000 connections in TIME_WAIT for 10,000 endpoints,
+		// and whoever connects would look for a port among theirs. The client of gRPC closes by itself.
+		if c, ok := conn.(*net.TCPConn); ok && pr.plan.check.Type != GRPC {
+			c.SetLinger(0)
+		}
 		conn.Close()
 	} else {
 		err = refusal(err)
