@@ -36,6 +36,12 @@ type Registry interface {
 	Watch(ctx context.Context, scope Scope, apply func(Update)) error
 }
 
+// Leases is what a Registry says, too, whose keys have leases: why a key has gone may be learned from its lease.
+type Leases interface {
+	// LeaseAlive reports whether a lease still runs. It may be called concurrently.
+	LeaseAlive(ctx context.Context, lease int64) (bool, error)
+}
+
 // RegistrationState is how a registration stands with the store.
 type RegistrationState uint8
 

@@ -210,6 +210,20 @@ func (c *Client) Check(ctx context.Context) error {
 	return c.explain(err)
 }
 
+// LeaseAlive implements [registry.Leases].
+func (c *Client) LeaseAlive(ctx context.Context, lease int64) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.callTimeout())
+	defer cancel()
+	resp, err := c.etcd.TimeToLive(ctx, clientv3.LeaseID(lease))
+	if err != nil {
+		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			return false, nil
+		}
+		return false, c.explain(err)
+	}
+	return resp.TTL > 0, nil
+}
+
 // Etcd is the client below, for keys that are none of the registry's calls. Do not close it.
 func (c *Client) Etcd() *clientv3.Client { return c.etcd }
 

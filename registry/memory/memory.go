@@ -36,6 +36,7 @@ type Store struct {
 	id        uint64     // of the present life; see Wipe
 	revision  int64
 	lastLease int64
+	alive     map[int64]bool // leases
 	entries   map[string]entry
 	watches   map[*watch]struct{}
 	// registrations are those that are not over, by key; of one key there may be several until one has won.
@@ -52,6 +53,7 @@ func (s *Store) init() {
 	if s.entries == nil {
 		s.id, s.revision = 1, 1
 		s.entries = make(map[string]entry)
+		s.alive = make(map[int64]bool)
 		s.watches = make(map[*watch]struct{})
 		s.registrations = make(map[string][]*registration)
 	}
@@ -123,6 +125,7 @@ func (s *Store) Wipe() {
 	s.id++
 	s.revision = 1
 	clear(s.entries)
+	clear(s.alive)
 	for w := range s.watches {
 		if w.client.connected {
 			w.reset()
@@ -241,9 +244,20 @@ func (c *Client) Expire() {
 		}
 	}
 	slices.SortFunc(ops, func(a, b op) int { return cmp.Compare(a.key, b.key) })
+	delete(s.alive, c.lease)
 	c.lease = 0
 	s.commit(ops)
 	s.settle(ops)
+}
+
+// LeaseAlive implements [registry.Leases].
+func (c *Client) LeaseAlive(_ context.Context, lease int64) (bool, error) {
+	c.store.mu.Lock()
+	defer c.store.mu.Unlock()
+	if !c.connected {
+		return false, ErrDisconnected
+	}
+	return c.store.alive[lease], nil
 }
 
 // Disconnect cuts the client off: its watches say so by an Update with Err, its writes wait. Its lease stays until
@@ -297,6 +311,7 @@ func (c *Client) grant() int64 {
 	if c.lease == 0 {
 		c.store.lastLease++
 		c.lease = c.store.lastLease
+		c.store.alive[c.lease] = true
 	}
 	return c.lease
 }
