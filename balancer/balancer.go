@@ -126,7 +126,10 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 		return nil, err
 	}
 	b.metrics = telemetry.NewMetrics(o.Version, b.sample)
-	b.proxy = proxy.New(&b.store, settings(cfg.Dynamic), observer{b.access})
+	b.control = control.New(control.Options{
+		Registry: o.Registry, Store: &b.store, Logger: o.Logger, Published: b.metrics.EventToRoute,
+	}, cfg.Dynamic)
+	b.proxy = proxy.New(&b.store, settings(cfg.Dynamic), observer{b.access, b.control})
 	b.guard = &proxy.Guard{Lag: cfg.Limits.ShedAfter(), Memory: int64(cfg.Limits.Memory), Waiting: b.engine.Lag}
 	if b.guard.Memory == 0 {
 		b.guard.Memory = proxy.MemoryLimit()
@@ -138,9 +141,6 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 		}
 	}
 	b.sockets.Unclaimed()
-	b.control = control.New(control.Options{
-		Registry: o.Registry, Store: &b.store, Logger: o.Logger, Published: b.metrics.EventToRoute,
-	}, cfg.Dynamic)
 	return b, nil
 }
 
@@ -396,8 +396,13 @@ func (b *Balancer) ready() (bool, []string) {
 	return true, nil
 }
 
-// observer turns records of exchanges into access log lines.
-type observer struct{ log *telemetry.AccessLog }
+// observer turns records of exchanges into access log lines, and tells the control plane who refuses connections.
+type observer struct {
+	log     *telemetry.AccessLog
+	control *control.Controller
+}
+
+func (o observer) Refused(e *pool.Endpoint) { o.control.Refused(e) }
 
 func (o observer) Done(r *proxy.Record) {
 	if o.log == nil {
@@ -468,7 +473,7 @@ func (b *Balancer) sample() telemetry.Sample {
 		s.Registry = &telemetry.Registry{
 			Connected: c.Connected.Load(), Synced: c.Synced.Load(), Revision: c.Revision.Load(),
 			Puts: c.Puts.Load(), Deletes: c.Deletes.Load(), Resets: c.Resets.Load(),
-			Quarantined: c.Quarantined.Load(), Instances: c.Instances.Load(), Tables: c.Tables.Load(),
+			Quarantined: c.Quarantined.Load(), Doubted: c.Suspects.Load(), Brakes: c.Brakes.Load(), Instances: c.Instances.Load(), Tables: c.Tables.Load(),
 		}
 		if n := c.LastSync.Load(); n != 0 {
 			s.Registry.LastSync = time.Unix(0, n)

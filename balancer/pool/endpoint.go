@@ -28,6 +28,7 @@ type Endpoint struct {
 	inFlight atomic.Int64
 	idle     idle
 	retired  atomic.Bool
+	suspect  atomic.Bool
 	stats    atomic.Pointer[Stats]
 }
 
@@ -72,6 +73,12 @@ func (e *Endpoint) Retire() { e.retired.Store(true) }
 
 // Retired reports whether Retire was called.
 func (e *Endpoint) Retired() bool { return e.retired.Load() }
+
+// Suspect notes that the endpoint refused a connection, and reports whether that is news since the last [Endpoint.Trust].
+func (e *Endpoint) Suspect() bool { return !e.suspect.Swap(true) }
+
+// Trust forgets what Suspect has noted.
+func (e *Endpoint) Trust() { e.suspect.Store(false) }
 
 // Stats returns the endpoint's counters. They are made at the first call, so that an endpoint without traffic
 // costs little.

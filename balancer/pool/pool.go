@@ -2,6 +2,7 @@ package pool
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 )
 
@@ -75,8 +76,11 @@ func (p *Pool) Pick(tried ...*Endpoint) *Endpoint {
 		return nil
 	}
 	i := 0
-	if n > 1 {
+	switch {
+	case n > 1 && len(tried) < 2:
 		i = p.picker.pick()
+	case n > 1: // neighbours may have failed together, so that the turn of the next one is no better
+		i = rand.IntN(n)
 	}
 	if e := p.members[i].Endpoint; len(tried) == 0 || !slices.Contains(tried, e) {
 		return e

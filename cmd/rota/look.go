@@ -154,6 +154,13 @@ func statusTable(w io.Writer, s *balancer.Status) {
 	if s.Conflicts > 0 {
 		fmt.Fprintf(w, "conflicts\t%d routes never match: rota routes ls\n", s.Conflicts)
 	}
+	for _, b := range s.Brakes {
+		fmt.Fprintf(w, "brake\t%s: %d of %d records were lost within seconds, %s ago; who answers serves on\n", printable(b.Service), b.Lost, b.Of,
+			time.Since(b.Since).Round(time.Second))
+	}
+	if s.Doubted > 0 {
+		fmt.Fprintf(w, "in doubt\t%d instances are suspects or ejected: rota instances ls\n", s.Doubted)
+	}
 	for _, q := range s.Quarantined {
 		fmt.Fprintf(w, "set aside\t%s: %s\n", printable(q.Key), printable(q.Reason))
 	}

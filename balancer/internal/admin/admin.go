@@ -49,6 +49,17 @@ type Status struct {
 	Routes      int           `json:"routes"`
 	Conflicts   int           `json:"route_conflicts"`
 	Quarantined []Quarantined `json:"quarantined,omitempty"`
+	// Doubted is how many endpoints are suspects or ejected.
+	Doubted int     `json:"doubted"`
+	Brakes  []Brake `json:"brakes,omitempty"`
+}
+
+// Brake says that so many records of a service were lost at once that its instances serve on while they answer.
+type Brake struct {
+	Service string    `json:"service"`
+	Since   time.Time `json:"since"`
+	Lost    int       `json:"lost"`
+	Of      int       `json:"of"`
 }
 
 // Registry is how the daemon stands with the registry.
@@ -80,9 +91,11 @@ type Service struct {
 
 // Instance is one instance of a service.
 type Instance struct {
-	ID          string            `json:"id"`
-	Address     string            `json:"address"`
-	State       string            `json:"state"`
+	ID      string `json:"id"`
+	Address string `json:"address"`
+	State   string `json:"state"`
+	// Since is when it came to that state, if that is known.
+	Since       time.Time         `json:"since,omitzero"`
 	Reason      string            `json:"reason"`
 	Weight      int               `json:"weight"`
 	InFlight    int               `json:"in_flight"`
@@ -179,7 +192,10 @@ func (a *API) status(w http.ResponseWriter, r *http.Request) {
 	s := Status{
 		Version: a.Version, Started: a.Started, Ready: ready, Reasons: reasons, Engine: a.Engine, Listeners: a.Listeners,
 		Connections: open, Serving: serving, Generation: c.Generation, Services: c.Services, Instances: c.Instances,
-		Routes: c.Routes, Conflicts: c.Conflicts,
+		Routes: c.Routes, Conflicts: c.Conflicts, Doubted: c.Doubted,
+	}
+	for _, b := range c.Brakes {
+		s.Brakes = append(s.Brakes, Brake(b))
 	}
 	if c.Registry {
 		s.Registry = &Registry{c.Connected, c.LinkError, c.Revision, c.StoreID, c.LastSync}
@@ -220,7 +236,7 @@ func instance(in control.Instance) Instance {
 		ID: in.Record.ID, Address: in.Record.Address, State: string(in.Verdict.State), Reason: in.Verdict.Reason,
 		Weight: in.Record.EffectiveWeight(), InFlight: in.Endpoint.InFlight(), Zone: in.Record.Zone,
 		Version: in.Record.Version, Metadata: in.Record.Metadata, Key: in.Key, Static: in.Static,
-		Revision: in.ModRevision, Incarnation: in.Record.Incarnation,
+		Revision: in.ModRevision, Incarnation: in.Record.Incarnation, Since: in.Since,
 	}
 	if in.Lease != 0 {
 		v.Lease = leaseText(in.Lease)

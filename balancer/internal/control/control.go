@@ -6,7 +6,8 @@
 // at once, a flood at most every [Settle]. The cost of a change is that of the service it touches.
 //
 // When the registry is out of reach nothing changes: the last table serves on. A route or policy that cannot be read is
-// quarantined, and its last good version stays.
+// quarantined, and its last good version stays. Endpoints in doubt, whose record was lost or who refused a connection, are
+// probed until the doubt is settled.
 package control
 
 import (
@@ -22,6 +23,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/rota-lb/rota/balancer/internal/health"
 	"github.com/rota-lb/rota/balancer/internal/membership"
 	"github.com/rota-lb/rota/balancer/internal/route"
 	"github.com/rota-lb/rota/balancer/pool"
@@ -80,6 +82,14 @@ type Controller struct {
 	oldest    time.Time // when the oldest unpublished change came in
 	reset     int       // changes of the last Reset, until its table is published
 	trimming  sync.WaitGroup
+
+	// Of the endpoints in doubt.
+	prober  *health.Prober
+	probing map[*pool.Endpoint]bool
+	doubts  int              // of the fold, when it was looked at last
+	braked  map[string]bool  // services
+	refused []*pool.Endpoint // in the last second
+	asking  sync.WaitGroup
 }
 
 // Counters are read by telemetry at any time.
@@ -92,6 +102,8 @@ type Counters struct {
 	Instances             atomic.Int64
 	Tables                atomic.Uint64
 	LastSync              atomic.Int64 // Unix nanoseconds of the last word from the store
+	Suspects              atomic.Int64 // endpoints in doubt: suspects, and those ejected
+	Brakes                atomic.Int64 // services whose brake is engaged
 }
 
 type kv[T any] struct {
@@ -99,6 +111,9 @@ type kv[T any] struct {
 	key      string
 	created  int64
 	modified int64
+	// orphaned says that the store is another one by now, which does not have the key: the last value stays until
+	// somebody writes it anew.
+	orphaned bool
 }
 
 // service is what control keeps of a service between tables.
@@ -128,8 +143,9 @@ func New(o Options, dynamic config.Dynamic) *Controller {
 		Options: o, bell: make(chan struct{}, 1), ended: make(chan struct{}),
 		fold: membership.New(), etcd: map[string]kv[config.Route]{}, policies: map[string]kv[config.Service]{},
 		services: map[string]*service{}, slots: map[string]int{}, touched: map[string]bool{},
-		table: o.Store.Load(),
+		table: o.Store.Load(), probing: map[*pool.Endpoint]bool{},
 	}
+	c.prober = health.New(health.Options{Report: c.probed})
 	c.setDynamic(dynamic)
 	return c
 }
@@ -143,6 +159,10 @@ func (c *Controller) Run(ctx context.Context) error {
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer c.trimming.Wait()
+	defer c.asking.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	watching.Go(func() { c.prober.Run(ctx) })
 	if c.Registry == nil {
 		c.synced = true
 		c.counters.Synced.Store(true)
@@ -159,14 +179,21 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 	settle := time.NewTimer(time.Hour)
 	settle.Stop()
+	second := time.NewTicker(time.Second)
+	defer second.Stop()
 	for {
+		tick := false
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-c.bell:
 			c.take()
+		case <-second.C:
+			tick = true
+			c.expire()
 		case <-settle.C:
 		}
+		c.doubt(ctx, tick)
 		if !c.dirty() {
 			continue
 		}
@@ -282,13 +309,17 @@ func (c *Controller) update(u *registry.Update) {
 			c.reroute = true // the first table is published even if it is empty
 			c.counters.Synced.Store(true)
 		}
-		if c.storeID != 0 && c.storeID != u.StoreID {
-			c.Logger.Warn("the registry is another store now", zap.Uint64("was", c.storeID), zap.Uint64("is", u.StoreID))
-		}
-		c.storeID = u.StoreID
-		c.forget(u)
 	}
-	c.fold.Apply(*u, c.touched)
+	was, revision := c.storeID, c.fold.Revision()
+	elsewhere := c.fold.Apply(*u, now, c.touched)
+	if elsewhere {
+		c.Logger.Warn("the registry is another store now, or an older state of it: what it does not have serves on until it is known better",
+			zap.Uint64("was", was), zap.Uint64("is", u.StoreID), zap.Int64("revision was", revision), zap.Int64("is now", u.Revision))
+	}
+	if u.Reset {
+		c.storeID = u.StoreID
+		c.forget(u, elsewhere)
+	}
 	for i := range u.Changes {
 		ch := &u.Changes[i]
 		if ch.Deleted {
@@ -311,8 +342,8 @@ func (c *Controller) update(u *registry.Update) {
 	c.counters.Instances.Store(int64(c.fold.Instances()))
 }
 
-// forget drops routes and policies that a complete content does not have.
-func (c *Controller) forget(u *registry.Update) {
+// forget drops routes and policies that a complete content does not have. Those that another store does not have stay.
+func (c *Controller) forget(u *registry.Update, elsewhere bool) {
 	present := map[string]bool{}
 	for i := range u.Changes {
 		if k := u.Changes[i].Kind; k == registry.KindRoute || k == registry.KindPolicy {
@@ -320,13 +351,23 @@ func (c *Controller) forget(u *registry.Update) {
 		}
 	}
 	for name, r := range c.etcd {
-		if !present[r.key] {
+		switch {
+		case present[r.key] || r.orphaned:
+		case elsewhere:
+			r.orphaned = true
+			c.etcd[name] = r
+		default:
 			delete(c.etcd, name)
 			c.reroute = true
 		}
 	}
 	for name, p := range c.policies {
-		if !present[p.key] {
+		switch {
+		case present[p.key] || p.orphaned:
+		case elsewhere:
+			p.orphaned = true
+			c.policies[name] = p
+		default:
 			delete(c.policies, name)
 			c.touched[name] = true
 		}
@@ -348,7 +389,7 @@ func (c *Controller) setRoute(ch *registry.Change) {
 		return
 	}
 	r.Name = ch.ID
-	c.etcd[ch.ID] = kv[config.Route]{r, ch.Key, ch.CreateRevision, ch.ModRevision}
+	c.etcd[ch.ID] = kv[config.Route]{r, ch.Key, ch.CreateRevision, ch.ModRevision, false}
 	c.fold.Release(ch.Key)
 	c.reroute = true
 }
@@ -370,7 +411,7 @@ func (c *Controller) setPolicy(ch *registry.Change) {
 		c.setAside(ch, err)
 		return
 	}
-	c.policies[ch.Service] = kv[config.Service]{p, ch.Key, ch.CreateRevision, ch.ModRevision}
+	c.policies[ch.Service] = kv[config.Service]{p, ch.Key, ch.CreateRevision, ch.ModRevision, false}
 	c.fold.Release(ch.Key)
 	c.touched[ch.Service] = true
 }

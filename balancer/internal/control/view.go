@@ -30,6 +30,8 @@ type Status struct {
 	Routes      int
 	Conflicts   int
 	Quarantined []membership.Quarantined
+	Doubted     int // endpoints that are suspects or ejected
+	Brakes      []membership.Brake
 	LastSync    time.Time
 }
 
@@ -41,6 +43,7 @@ func (c *Controller) Status(ctx context.Context) (Status, error) {
 			Synced: c.synced, Connected: c.link == nil && c.synced, Registry: c.Registry != nil,
 			Revision: c.fold.Revision(), StoreID: c.storeID, Generation: c.table.Generation,
 			Services: len(c.fold.Services()), Instances: c.fold.Instances(), Quarantined: c.fold.Quarantined(),
+			Doubted: len(c.fold.Doubted()), Brakes: c.fold.Brakes(),
 		}
 		if c.link != nil {
 			s.LinkError = c.link.Error()
@@ -66,6 +69,7 @@ type Instance struct {
 	Static   bool
 	Endpoint *pool.Endpoint
 	Lease    int64
+	Since    time.Time // of the verdict; zero when that is not known
 	// CreateRevision and ModRevision are the store's; zero when static.
 	CreateRevision, ModRevision int64
 }
@@ -99,7 +103,7 @@ func (c *Controller) Services(ctx context.Context, name string) ([]Service, erro
 			for _, m := range c.fold.Members(n) {
 				v.Instances = append(v.Instances, Instance{
 					Record: *m.Instance, Verdict: m.Verdict, Key: m.Key, Static: m.Static, Endpoint: m.Endpoint,
-					Lease: m.Lease, CreateRevision: m.CreateRevision, ModRevision: m.ModRevision,
+					Lease: m.Lease, Since: m.Since(), CreateRevision: m.CreateRevision, ModRevision: m.ModRevision,
 				})
 			}
 			list = append(list, v)

@@ -8,6 +8,10 @@
 // keeps its last good record until the key is deleted. A record that names an address which another, younger record of
 // the same service names too is replaced by it: one live instance is never listed twice.
 //
+// A record that goes without having said that it would is no exit: its instance is a suspect, which serves while it
+// answers ([Fold.Probed]), because a lease is lost by a pause, a partition or a sick store as well as by a crash. What
+// engages the brake changes nothing in that; it only says so.
+//
 // A Fold may be used by one goroutine at a time.
 package membership
 
@@ -27,13 +31,18 @@ import (
 // State is what the balancer makes of an instance.
 type State string
 
-// The states. Only Ready takes new exchanges.
+// The states. Ready and Suspect take new exchanges.
 const (
 	Ready    State = "ready"
 	Starting State = "starting"
 	Draining State = "draining"
 	Replaced State = "replaced"
+	Suspect  State = "suspect" // its record was lost; it serves while it answers
+	Ejected  State = "ejected" // it refused a connection; it returns when a probe passes
 )
+
+// serves reports whether an instance in that state takes new exchanges.
+func (s State) serves() bool { return s == Ready || s == Suspect }
 
 // Verdict says how an instance stands and why.
 type Verdict struct {
@@ -52,6 +61,16 @@ type Member struct {
 	Lease    int64
 	// CreateRevision and ModRevision are the store's; zero when static.
 	CreateRevision, ModRevision int64
+
+	doubt *doubt // nil is none
+}
+
+// Since is when the verdict came about, as far as that is known.
+func (m *Member) Since() time.Time {
+	if m.doubt != nil {
+		return m.doubt.since
+	}
+	return m.Instance.RegisteredAt
 }
 
 // Quarantined is a key that was set aside.
@@ -72,6 +91,13 @@ type Fold struct {
 	quarantined map[string]Quarantined
 	instances   int
 	revision    int64
+	storeID     uint64
+	doubted     map[*pool.Endpoint]*Member
+	doubts      int
+	suspected   map[pool.Key]*Member // by service and address
+	asking      map[int64][]*Member  // by lease: suspects until the store has answered
+	losses      map[string]*losses   // by service
+	asks        []Ask
 	owners      map[netip.AddrPort]*Member // scratch of Eligible
 }
 
@@ -80,6 +106,8 @@ func New() *Fold {
 	return &Fold{
 		services: map[string][]*Member{}, statics: map[string][]*Member{},
 		quarantined: map[string]Quarantined{}, owners: map[netip.AddrPort]*Member{},
+		doubted: map[*pool.Endpoint]*Member{}, suspected: map[pool.Key]*Member{}, asking: map[int64][]*Member{},
+		losses: map[string]*losses{},
 	}
 }
 
@@ -89,24 +117,27 @@ func (f *Fold) Revision() int64 { return f.revision }
 // Instances is the number of instances held, static ones not counted.
 func (f *Fold) Instances() int { return f.instances }
 
-// Apply folds the instances of an update and marks the services that it touched. Changes of other kinds are not looked at,
-// except that what the registry could not read is quarantined whatever it was.
-func (f *Fold) Apply(u registry.Update, touched map[string]bool) {
+// Apply folds the instances of an update, at the time now, and marks the services that it touched. Changes of other kinds
+// are not looked at, except that what the registry could not read is quarantined whatever it was. elsewhere says that a
+// Reset is that of another store than before, or of an older state of it.
+func (f *Fold) Apply(u registry.Update, now time.Time, touched map[string]bool) (elsewhere bool) {
 	if u.Err != nil {
-		return
+		return false
+	}
+	if u.Reset {
+		elsewhere = f.storeID != 0 && (u.StoreID != f.storeID || u.Revision < f.revision)
+		f.storeID, f.revision = u.StoreID, u.Revision
+		f.reset(u, elsewhere, now, touched)
 	}
 	f.revision = max(f.revision, u.Revision)
-	if u.Reset {
-		f.revision = u.Revision
-		f.reset(u, touched)
-	}
 	for i := range u.Changes {
-		f.change(&u.Changes[i], touched)
+		f.change(&u.Changes[i], now, touched)
 	}
+	return elsewhere
 }
 
-// reset removes what the complete content does not have.
-func (f *Fold) reset(u registry.Update, touched map[string]bool) {
+// reset takes in what the complete content does not have.
+func (f *Fold) reset(u registry.Update, elsewhere bool, now time.Time, touched map[string]bool) {
 	present := make(map[string]bool, len(u.Changes))
 	for i := range u.Changes {
 		present[u.Changes[i].Key] = true
@@ -114,7 +145,7 @@ func (f *Fold) reset(u registry.Update, touched map[string]bool) {
 	for service, members := range f.services {
 		for _, m := range slices.Clone(members) {
 			if !present[m.Key] {
-				f.remove(service, m.Endpoint.ID, touched)
+				f.vanish(service, m, u.Revision, elsewhere, now, touched)
 			}
 		}
 	}
@@ -125,12 +156,12 @@ func (f *Fold) reset(u registry.Update, touched map[string]bool) {
 	}
 }
 
-func (f *Fold) change(c *registry.Change, touched map[string]bool) {
+func (f *Fold) change(c *registry.Change, now time.Time, touched map[string]bool) {
 	switch {
 	case c.Deleted:
 		delete(f.quarantined, c.Key)
-		if c.Kind == registry.KindInstance {
-			f.remove(c.Service, c.ID, touched)
+		if at, found := find(f.services[c.Service], c.ID); found && c.Kind == registry.KindInstance {
+			f.vanish(c.Service, f.services[c.Service][at], c.ModRevision, false, now, touched)
 		}
 	case c.Err != nil:
 		f.Quarantine(c, c.Err)
@@ -177,12 +208,30 @@ func (f *Fold) put(c *registry.Change, touched map[string]bool) {
 	case old.Endpoint.Key == key && old.Endpoint.Protocol == string(c.Instance.Protocol) && old.Endpoint.IdleTimeout == time.Duration(c.Instance.IdleTimeout):
 		m.Endpoint = old.Endpoint
 	default:
-		old.Endpoint.Retire()
+		f.retire(old)
 		m.Endpoint = endpoint(key, c.Instance)
+	}
+	// Being registered ends a suspicion, but says nothing about whether it answers.
+	if found && m.Endpoint == members[at].Endpoint {
+		if old := members[at]; old.doubt != nil && !old.doubt.lost {
+			m.doubt = old.doubt
+			f.doubted[m.Endpoint] = m
+		} else {
+			f.settle(old)
+		}
 	}
 	m.Verdict = verdict(m)
 	members[at] = m
 	touched[c.Service] = true
+	if s := f.suspected[place(m.Endpoint)]; s != nil { // whose address another one has now
+		f.remove(c.Service, s.Endpoint.ID, touched)
+	}
+}
+
+// retire ends the endpoint of a member that goes.
+func (f *Fold) retire(m *Member) {
+	m.Endpoint.Retire()
+	f.settle(m)
 }
 
 func endpoint(key pool.Key, in *registry.Instance) *pool.Endpoint {
@@ -205,7 +254,7 @@ func (f *Fold) remove(service, id string, touched map[string]bool) {
 	if !found {
 		return
 	}
-	members[at].Endpoint.Retire()
+	f.retire(members[at])
 	f.instances--
 	touched[service] = true
 	if members = slices.Delete(members, at, at+1); len(members) == 0 {
@@ -246,9 +295,14 @@ func (f *Fold) SetStatic(services map[string][]registry.Instance, touched map[st
 			if addr.IsValid() {
 				key.Socket = ""
 			}
-			m := &Member{Instance: &in, Static: true, Verdict: Verdict{State: Ready, Reason: "listed in the configuration file"}}
+			m := &Member{Instance: &in, Static: true}
+			m.Verdict = verdict(m)
 			if i, kept := find(old[service], in.Address); kept {
-				m.Endpoint = old[service][i].Endpoint
+				m.Endpoint, m.doubt = old[service][i].Endpoint, old[service][i].doubt
+				if m.doubt != nil {
+					f.doubted[m.Endpoint] = m
+					m.Verdict = verdict(m)
+				}
 				old[service] = slices.Delete(old[service], i, i+1)
 			} else {
 				m.Endpoint = pool.NewEndpoint(key)
@@ -259,7 +313,7 @@ func (f *Fold) SetStatic(services map[string][]registry.Instance, touched map[st
 	}
 	for _, members := range old {
 		for _, m := range members {
-			m.Endpoint.Retire()
+			f.retire(m)
 		}
 	}
 	return errors.Join(errs...)
@@ -268,13 +322,25 @@ func (f *Fold) SetStatic(services map[string][]registry.Instance, touched map[st
 // verdict judges an instance by itself.
 func verdict(m *Member) Verdict {
 	v := Verdict{Revision: m.ModRevision}
+	if d := m.doubt; d != nil {
+		v = Verdict{Ejected, d.reason, d.revision}
+		if d.lost {
+			v.State = Suspect
+		}
+	}
 	switch m.Instance.State {
 	case registry.Starting:
 		v.State, v.Reason = Starting, "it says it is starting"
 	case registry.Draining:
 		v.State, v.Reason = Draining, "it says it is draining"
 	default:
-		v.State, v.Reason = Ready, "registered"
+		switch {
+		case m.doubt != nil:
+		case m.Static:
+			v.State, v.Reason = Ready, "listed in the configuration file"
+		default:
+			v.State, v.Reason = Ready, "registered"
+		}
 	}
 	return v
 }
@@ -303,7 +369,7 @@ func (f *Fold) Eligible(service string) []pool.Member {
 		if m.Verdict.State == Replaced { // judged anew: the other one may have gone
 			m.Verdict = verdict(m)
 		}
-		if m.Verdict.State != Ready {
+		if !m.Verdict.State.serves() {
 			continue
 		}
 		if !m.Endpoint.Address.IsValid() { // a unix socket; those are static and differ
@@ -320,7 +386,7 @@ func (f *Fold) Eligible(service string) []pool.Member {
 	}
 	members := make([]pool.Member, 0, len(f.owners))
 	for _, m := range list {
-		if m.Verdict.State == Ready {
+		if m.Verdict.State.serves() {
 			members = append(members, pool.Member{Endpoint: m.Endpoint, Weight: m.Instance.EffectiveWeight()})
 		}
 	}

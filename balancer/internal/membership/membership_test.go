@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -35,6 +36,9 @@ func state(s registry.State) func(*registry.Instance) {
 	return func(in *registry.Instance) { in.State = s }
 }
 
+// epoch is when everything happens where time does not count.
+var epoch = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+
 // step applies changes as one update and returns what was touched.
 func step(f *Fold, changes ...registry.Change) map[string]bool {
 	touched := map[string]bool{}
@@ -42,7 +46,7 @@ func step(f *Fold, changes ...registry.Change) map[string]bool {
 	for _, c := range changes {
 		revision = max(revision, c.ModRevision)
 	}
-	f.Apply(registry.Update{Revision: revision, Changes: changes}, touched)
+	f.Apply(registry.Update{Revision: revision, Changes: changes}, epoch, touched)
 	return touched
 }
 
@@ -149,7 +153,7 @@ func TestQuarantine(t *testing.T) {
 func TestStaleAndLocalhost(t *testing.T) {
 	f := New()
 	step(f, put("s", "a", "localhost:80", 1))
-	f.Apply(registry.Update{Err: errors.New("gone")}, map[string]bool{})
+	f.Apply(registry.Update{Err: errors.New("gone")}, epoch, map[string]bool{})
 	if got := eligible(f, "s"); got != "a=127.0.0.1:80*100" {
 		t.Errorf("eligible %q", got)
 	}
@@ -195,7 +199,7 @@ func TestFoldEqualsReset(t *testing.T) {
 				for _, c := range model {
 					all = append(all, c)
 				}
-				f.Apply(registry.Update{Reset: true, Revision: revision, Changes: all}, map[string]bool{})
+				f.Apply(registry.Update{Reset: true, Revision: revision, Changes: all}, epoch, map[string]bool{})
 			default:
 				c := put(service, id, fmt.Sprintf("10.0.0.%d:80", rapid.IntRange(1, 3).Draw(t, "address")), revision,
 					state(rapid.SampledFrom([]registry.State{"", registry.Draining, registry.Starting}).Draw(t, "state")))
@@ -212,7 +216,7 @@ func TestFoldEqualsReset(t *testing.T) {
 			all = append(all, c)
 		}
 		touched := map[string]bool{}
-		fresh.Apply(registry.Update{Reset: true, Revision: revision, Changes: all}, touched)
+		fresh.Apply(registry.Update{Reset: true, Revision: revision, Changes: all}, epoch, touched)
 		for _, service := range []string{"s", "t"} {
 			a, b := f.Eligible(service), fresh.Eligible(service)
 			same := slices.EqualFunc(a, b, func(x, y pool.Member) bool { return x.Endpoint.Key == y.Endpoint.Key && x.Weight == y.Weight })

@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"io"
+	"syscall"
 	"time"
 
 	"github.com/rota-lb/rota/balancer/internal/http1"
@@ -25,6 +26,9 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 	started := x.loop.Now()
 	up, reused, why := x.connect(e, s, fresh)
 	if up == nil {
+		if errors.Is(why.cause, syscall.ECONNREFUSED) && x.proxy.observer != nil {
+			x.proxy.observer.Refused(e)
+		}
 		return outcome{failure: why, again: true, free: why.reason == ConnectFailed}
 	}
 	if x.out == nil {

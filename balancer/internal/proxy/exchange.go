@@ -277,9 +277,9 @@ func (x *exchange) attempts(pl *pool.Pool, headIn time.Duration) (keep bool) {
 		x.deadline = x.rec.Start.Add(x.timeouts.Request)
 	}
 	why := fail(NoUpstream)
-	var tried [maxAttempts]*pool.Endpoint
-	n, fresh := 0, false
-	for x.rec.Attempts < min(x.retries.Attempts, maxAttempts) {
+	var tried [mostRefused + maxAttempts]*pool.Endpoint
+	n, refused, fresh := 0, 0, false
+	for x.rec.Attempts-refused < min(x.retries.Attempts, maxAttempts) {
 		e, busy := x.pick(pl, s, tried[:n])
 		if busy.reason != "" {
 			why = busy
@@ -304,7 +304,9 @@ func (x *exchange) attempts(pl *pool.Pool, headIn time.Duration) (keep bool) {
 		if fresh = outcome.stale; fresh {
 			continue // the same endpoint most likely, on a new connection: nothing is asked of it twice
 		}
-		if !outcome.free && !service.Spend() {
+		if outcome.free && x.retries.Attempts > 1 && refused < mostRefused {
+			refused++ // nothing was asked of anybody: it does not count
+		} else if !outcome.free && !service.Spend() {
 			break
 		}
 		tried[n] = e

@@ -78,7 +78,8 @@ func (s *Settings) trusts(a netip.Addr) bool {
 
 const (
 	maxAttempts = 5
-	maxInterim  = 8 // 1xx answers to one request
+	mostRefused = 16 // connections refused to one request that are no attempts
+	maxInterim  = 8  // 1xx answers to one request
 	lingerTime  = time.Second
 	lingerBytes = 256 << 10
 	via         = "rota"
@@ -86,7 +87,11 @@ const (
 
 // Observer is told of every exchange that got as far as a request, on the loop, after its last byte. It must not block
 // and must copy what it keeps: the record and its slices are used again.
-type Observer interface{ Done(r *Record) }
+type Observer interface {
+	Done(r *Record)
+	// Refused is told, on the loop as well, that an endpoint has refused a connection.
+	Refused(e *pool.Endpoint)
+}
 
 // Record says what became of an exchange.
 type Record struct {

@@ -58,6 +58,8 @@ type rig struct {
 	records []Record
 }
 
+func (r *rig) Refused(*pool.Endpoint) {}
+
 func (r *rig) Done(rec *Record) {
 	if r.done != nil {
 		r.done(rec)

@@ -47,7 +47,7 @@ func (x *exchange) connect(e *pool.Endpoint, s *pool.Settings, fresh bool) (up n
 		if isTimeout(err) {
 			return nil, false, fail(ConnectTimeout)
 		}
-		return nil, false, fail(ConnectFailed)
+		return nil, false, failure{reason: ConnectFailed, cause: err}
 	}
 	if s.ProxyProtocol > 0 {
 		up.SetWriteDeadline(by)
