@@ -10,8 +10,9 @@ import (
 )
 
 // listening is an address that answers probes until it is closed.
-func listening(t *testing.T) (address string, stop func()) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+func listening(t *testing.T, at string) (address string, stop func()) {
+	t.Helper()
+	ln, err := net.Listen("tcp", at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,8 +50,8 @@ func (r *rig) doubted(want int) Status {
 // last value, also when the link is lost again, until somebody writes or deletes them.
 func TestWipedStore(t *testing.T) {
 	r := start(t, config.Dynamic{AutoRoutes: true})
-	alive, _ := listening(t)
-	dead, kill := listening(t)
+	alive, _ := listening(t, "127.0.0.1:0")
+	dead, kill := listening(t, "127.0.0.1:0")
 	r.data.PutAll(map[string][]byte{
 		"/rota/services/web/a": []byte(alive), "/rota/services/web/b": []byte(dead),
 		"/rota/routes/x": []byte(`{"host":"h","path":"/x","service":"web"}`), "/rota/policies/web": []byte(`{"balance":"random"}`),
@@ -81,14 +82,16 @@ func TestWipedStore(t *testing.T) {
 // An endpoint that refuses a connection is out until it answers a probe, and the only one stays.
 func TestRefused(t *testing.T) {
 	r := start(t, config.Dynamic{}).run()
-	a, _ := listening(t)
-	b, _ := listening(t)
+	a, kill := listening(t, "127.0.0.1:0")
+	b, _ := listening(t, "127.0.0.1:0")
 	r.data.PutAll(map[string][]byte{"/rota/services/web/a": []byte(a), "/rota/services/web/b": []byte(b), "/rota/services/one/a": []byte(a)})
 	table := r.until("both", func(t *route.Table) bool { return size(t.Pool("web")) == 2 && size(t.Pool("one")) == 1 })
 	e := table.Pool("web").Weights[0].Endpoint
+	kill()
 	r.control.Refused(e)
 	r.control.Refused(e)
 	r.until("one is out", func(t *route.Table) bool { return size(t.Pool("web")) == 1 })
+	listening(t, a)
 	table = r.until("it answers", func(t *route.Table) bool { return size(t.Pool("web")) == 2 })
 	if table.Pool("web").Weights[0].Endpoint != e {
 		t.Error("the endpoint did not survive")
