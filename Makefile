@@ -48,6 +48,7 @@ soak: ## Restart, hand over and attack for ten minutes: nothing may fail or leak
 	ROTA_TEST_RESTARTS=2500 $(GO) test -count=1 -timeout 15m -v -run '^TestRollingRestarts$$' ./balancer
 	ROTA_TEST_RESTARTS=60 $(GO) test -count=1 -timeout 15m -v -run '^Test(Handovers|Restarts)$$' ./cmd/rota
 	ROTA_TEST_VICTIMS=500000 $(GO) test -count=1 -timeout 15m -v -run '^TestVictimsBesideAttackers$$' ./balancer/internal/proxy
+	ROTA_TEST_HARM=full $(GO) test -count=1 -timeout 15m -v -run '^TestHarm$$' ./cmd/rota
 
 fuzz: ## Run every fuzz target for FUZZTIME (60s)
 	@grep -rl '^func Fuzz' --include='*_test.go' . | xargs -n1 dirname | sort -u | while read -r dir; do \
