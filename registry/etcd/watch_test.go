@@ -197,6 +197,12 @@ func TestWatchFragments(t *testing.T) {
 	relay := etcdtest.NewRelay(t, s.Members[0].ClientAddr)
 	c := dial(t, []string{relay.Addr()})
 	w := watchAll(t, c)
+	eventually(t, func() error { // else the first list would find it all
+		if st := c.Stats(); st.Connected != 1 {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
 	relay.Refuse()
 	want := map[string]string{}
 	value := `{"address":"10.0.0.7:1","note":"` + strings.Repeat("x", 5000) + `"}`
