@@ -197,14 +197,11 @@ func TestWatchFragments(t *testing.T) {
 	relay := etcdtest.NewRelay(t, s.Members[0].ClientAddr)
 	c := dial(t, []string{relay.Addr()})
 	w := watchAll(t, c)
-	eventually(t, func() error { // else the first list would find it all
-		if st := c.Stats(); st.Connected != 1 {
-			return fmt.Errorf("%+v", st)
-		}
-		return nil
-	})
+	first := registry.Keys{}.Instance("fragments", "first")
+	put(t, s, first, "10.0.0.7:1")
+	waitView(t, w, map[string]string{first: "10.0.0.7:1"}) // the list has been followed by a watch
 	relay.Refuse()
-	want := map[string]string{}
+	want := map[string]string{first: "10.0.0.7:1"}
 	value := `{"address":"10.0.0.7:1","note":"` + strings.Repeat("x", 5000) + `"}`
 	for i := range 40 {
 		var ops []clientv3.Op
