@@ -88,6 +88,12 @@ func (k Keys) Ack(service, id, balancer string) string {
 	return k.prefix() + "/" + segAcks + "/" + service + "/" + id + "/" + balancer
 }
 
+// Balancers is the prefix of the keys of all balancers.
+func (k Keys) Balancers() string { return k.prefix() + "/" + segBalancers + "/" }
+
+// Acks is the prefix of the acknowledgements of an instance.
+func (k Keys) Acks(service, id string) string { return k.Ack(service, id, "") }
+
 // RangePrefix is the prefix of all keys in the scope. It always ends in "/", so that service "foo" never includes
 // "foobar".
 func (k Keys) RangePrefix(s Scope) string {

@@ -71,6 +71,11 @@ type Registration interface {
 	// nothing. Concurrent calls of change follow one another. A change whose ctx ended is still kept and written as
 	// soon as possible.
 	Update(ctx context.Context, change func(*Instance)) error
+	// Drain puts the state draining, and returns once every live balancer has acknowledged that it sends no new
+	// exchange here and has none in flight; at once if there is no balancer. What balancers do not know of, such as
+	// clients that find their instances by themselves, it does not wait for. When ctx ends before, the error wraps
+	// ErrUnacknowledged or is that of the store; the state stays draining. The instance goes on being registered until Leave.
+	Drain(ctx context.Context) error
 	// Leave puts the state draining and deletes the record, if it is still ours, so that watches can tell it from a
 	// record whose lease was lost, and ends the registration. It returns nil when the record is known to be gone or
 	// another's, else the error of the last attempt when ctx ends; the record is then deleted when the store is back,

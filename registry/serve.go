@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,11 +34,12 @@ type ServeOptions struct {
 	Registered func(Registration)
 	// Advertise finds the address to register when Instance.Address is empty.
 	Advertise Advertise
-	// Settle is how long the server goes on as before after the store took the state draining, which is the time
-	// balancers get to see it. Zero means DefaultSettle, a negative value none.
+	// Settle is how long the server goes on as before, at least, after the store took the state draining: the time for
+	// those to see it who do not acknowledge, such as clients that find their instances by themselves. Zero means
+	// DefaultSettle, a negative value none.
 	Settle time.Duration
-	// ShutdownTimeout is how long requests in flight may take after that; those left are cut. Zero means
-	// DefaultShutdownTimeout.
+	// ShutdownTimeout is how long, after that, balancers may take to acknowledge that they have nothing in flight here,
+	// and how long other requests may take then; those left are cut. Zero means DefaultShutdownTimeout.
 	ShutdownTimeout time.Duration
 	// Logger takes a line for each step. nil means silence.
 	Logger *zap.Logger
@@ -52,8 +54,8 @@ func Serve(ctx context.Context, r Registry, srv *http.Server, in Instance) error
 // in; Instance.Address, if empty, becomes what [Advertise] finds for the listener. With srv.TLSConfig it serves TLS,
 // and an empty Protocol becomes HTTPS. An empty Instance.IdleTimeout becomes the server's.
 //
-// When ctx ends, Serve puts the state draining, goes on for Settle, shuts the server down, and deletes the
-// registration; it returns nil if all of that was done in time. The same happens after the caller's own
+// When ctx ends, Serve puts the state draining, waits for the balancers' acknowledgements, shuts the server down, and deletes
+// the registration; it returns nil if all of that was done in time. The same happens after the caller's own
 // srv.Shutdown, and when a newer incarnation takes the id, which Serve returns as ErrSuperseded. When the server
 // fails, Serve leaves and returns the server's error.
 //
@@ -114,9 +116,7 @@ func (o ServeOptions) Serve(ctx context.Context, r Registry, srv *http.Server, i
 	}
 
 	log.Info("draining", zap.NamedError("because", end))
-	if o.drain(ctx, reg, log) {
-		o.settle(served)
-	}
+	o.drain(ctx, reg, served, log)
 	shutErr := o.shutdown(ctx, srv)
 	leaveErr := o.leave(ctx, reg)
 	err = errors.Join(end, shutErr, leaveErr)
@@ -208,38 +208,47 @@ func (o ServeOptions) attend(ctx context.Context, reg Registration, served <-cha
 	}
 }
 
-// drain reports whether the store took the state.
-func (o ServeOptions) drain(ctx context.Context, reg Registration, log *zap.Logger) bool {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
-	defer cancel()
-	err := reg.Update(ctx, func(in *Instance) { in.State = Draining })
-	if err != nil && !errors.Is(err, ErrSuperseded) {
-		log.Warn("the state draining did not reach the store", zap.Error(err))
-	}
-	return err == nil
-}
-
-func (o ServeOptions) settle(served <-chan error) {
-	d := o.Settle
-	if d == 0 {
-		d = DefaultSettle
-	}
-	if d < 0 || served == nil {
+// drain puts the state draining, and waits until balancers and others have seen it, or the server has ended. A server that
+// has ended already is not waited for.
+func (o ServeOptions) drain(ctx context.Context, reg Registration, served <-chan error, log *zap.Logger) {
+	ctx = context.WithoutCancel(ctx)
+	told, cancel := context.WithTimeout(ctx, storeTimeout)
+	err := reg.Update(told, func(in *Instance) { in.State, in.DrainAck = Draining, true })
+	cancel()
+	if err != nil {
+		if !errors.Is(err, ErrSuperseded) {
+			log.Warn("the state draining did not reach the store", zap.Error(err))
+		}
 		return
 	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-served: // nothing left to wait for
+	if served == nil {
+		return
+	}
+	settle := cmp.Or(o.Settle, DefaultSettle)
+	settled := time.After(max(settle, 0))
+	ctx, cancel = context.WithTimeout(ctx, o.shutdownTimeout())
+	defer cancel()
+	drained := make(chan error, 1)
+	go func() { drained <- reg.Drain(ctx) }()
+	for drained != nil || settled != nil {
+		select {
+		case err := <-drained:
+			if err != nil {
+				log.Warn("shutting down without every balancer's acknowledgement", zap.Error(err))
+			}
+			drained = nil
+		case <-settled:
+			settled = nil
+		case <-served: // nothing left to wait for
+			return
+		}
 	}
 }
 
+func (o ServeOptions) shutdownTimeout() time.Duration { return cmp.Or(o.ShutdownTimeout, DefaultShutdownTimeout) }
+
 func (o ServeOptions) shutdown(ctx context.Context, srv *http.Server) error {
-	d := o.ShutdownTimeout
-	if d == 0 {
-		d = DefaultShutdownTimeout
-	}
+	d := o.shutdownTimeout()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d)
 	defer cancel()
 	if err := srv.Shutdown(ctx); err != nil {

@@ -49,7 +49,11 @@ type Client struct {
 	regs   map[*registration]struct{} // those whose goroutine runs
 }
 
-var _ registry.Registry = (*Client)(nil)
+var (
+	_ registry.Registry  = (*Client)(nil)
+	_ registry.Leases    = (*Client)(nil)
+	_ registry.Balancers = (*Client)(nil)
+)
 
 // Connect returns a client for the etcd that o and the environment name; see [Options] and [FromEnv]. It does not
 // wait for etcd, which may be away: [Client.Check] asks. The error wraps [registry.ErrInvalid] or is about a file that

@@ -65,6 +65,24 @@ func (k *keeper) get() (*lease, <-chan struct{}, error) {
 	return k.current, k.changed, k.err
 }
 
+// await returns a lease that is believed to live, or the error of ctx. failed is told why there is none.
+func (k *keeper) await(ctx context.Context, failed func(error)) (*lease, error) {
+	for {
+		l, changed, err := k.get()
+		if l != nil && l.ctx.Err() == nil {
+			return l, nil
+		}
+		if err != nil {
+			failed(err)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
 func (k *keeper) set(l *lease, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -1,6 +1,7 @@
 package registryetcd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -197,6 +198,9 @@ func (r *registration) change(change func(*registry.Instance)) (version uint64, 
 	if err := r.over(); err != nil {
 		return 0, err
 	}
+	if bytes.Equal(value, r.value) {
+		return r.version, nil
+	}
 	r.in, r.value = in, value
 	r.version++
 	r.broadcast()
@@ -338,7 +342,7 @@ func (r *registration) run() {
 func (r *registration) keep() error {
 	retry := r.c.retry()
 	for sleep(r.keeping, retry.next()) {
-		l, err := r.awaitLease()
+		l, err := r.c.lease.await(r.keeping, r.failed)
 		if err != nil {
 			return err
 		}
@@ -359,24 +363,6 @@ func (r *registration) keep() error {
 		r.failed(err)
 	}
 	return r.keeping.Err()
-}
-
-// awaitLease returns a lease that is believed to live.
-func (r *registration) awaitLease() (*lease, error) {
-	for {
-		l, changed, err := r.c.lease.get()
-		if l != nil && l.ctx.Err() == nil {
-			return l, nil
-		}
-		if err != nil {
-			r.failed(err)
-		}
-		select {
-		case <-changed:
-		case <-r.keeping.Done():
-			return nil, r.keeping.Err()
-		}
-	}
 }
 
 // put writes the record under the lease, over everything that is not a newer incarnation's.

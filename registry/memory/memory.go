@@ -41,6 +41,7 @@ type Store struct {
 	watches   map[*watch]struct{}
 	// registrations are those that are not over, by key; of one key there may be several until one has won.
 	registrations map[string][]*registration
+	presences     map[*presence]struct{}
 }
 
 type entry struct {
@@ -56,6 +57,7 @@ func (s *Store) init() {
 		s.alive = make(map[int64]bool)
 		s.watches = make(map[*watch]struct{})
 		s.registrations = make(map[string][]*registration)
+		s.presences = make(map[*presence]struct{})
 	}
 }
 
@@ -134,8 +136,14 @@ func (s *Store) Wipe() {
 	for _, r := range s.all(nil) {
 		r.held, r.client.lease = 0, 0
 	}
+	for p := range s.presences {
+		p.client.lease = 0
+	}
 	for _, r := range s.all(nil) {
 		r.settle()
+	}
+	for p := range s.presences {
+		p.settle()
 	}
 }
 
@@ -226,7 +234,11 @@ type Client struct {
 	lease     int64 // zero: none
 }
 
-var _ registry.Registry = (*Client)(nil)
+var (
+	_ registry.Registry  = (*Client)(nil)
+	_ registry.Leases    = (*Client)(nil)
+	_ registry.Balancers = (*Client)(nil)
+)
 
 // Expire ends the client's lease, as if it had not been renewed in time: its keys are deleted in one revision. If the
 // client is connected it puts them again at once, under another lease.
@@ -248,6 +260,16 @@ func (c *Client) Expire() {
 	c.lease = 0
 	s.commit(ops)
 	s.settle(ops)
+	c.settlePresences()
+}
+
+// settlePresences writes what the store lacks of the client's balancers. Callers hold mu.
+func (c *Client) settlePresences() {
+	for p := range c.store.presences {
+		if p.client == c {
+			p.settle()
+		}
+	}
 }
 
 // LeaseAlive implements [registry.Leases].
@@ -292,6 +314,7 @@ func (c *Client) Reconnect() {
 	for _, r := range c.store.all(c) {
 		r.settle()
 	}
+	c.settlePresences()
 }
 
 // Crash is Disconnect for good, as if the process had been killed. Its keys stay until Expire; what would wait for the

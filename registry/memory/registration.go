@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -210,8 +211,12 @@ func (r *registration) change(change func(*registry.Instance)) (version int, err
 	case r.leaving:
 		return 0, registry.ErrLeft
 	}
-	if _, err := codec.Encode(in); err != nil {
+	value, err := codec.Encode(in)
+	if err != nil {
 		return 0, err
+	}
+	if same, err := codec.Encode(old); err == nil && bytes.Equal(value, same) {
+		return r.version, nil
 	}
 	r.in = in
 	r.version++
