@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -127,7 +128,7 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 	}
 	b.metrics = telemetry.NewMetrics(o.Version, b.sample)
 	b.control = control.New(control.Options{
-		Registry: o.Registry, Store: &b.store, Logger: o.Logger, Published: b.metrics.EventToRoute,
+		Registry: o.Registry, Store: &b.store, Logger: o.Logger, Published: b.metrics.EventToRoute, Self: b.self(),
 	}, cfg.Dynamic)
 	b.proxy = proxy.New(&b.store, settings(cfg.Dynamic), observer{b.access, b.control})
 	b.guard = &proxy.Guard{Lag: cfg.Limits.ShedAfter(), Memory: int64(cfg.Limits.Memory), Waiting: b.engine.Lag}
@@ -142,6 +143,22 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 	}
 	b.sockets.Unclaimed()
 	return b, nil
+}
+
+// self is how the balancer shows in the registry. Its id is another one in every process, also on one host: a successor takes
+// nothing away from its predecessor.
+func (b *Balancer) self() registry.Balancer {
+	r := registry.Balancer{Version: b.options.Version, Started: b.started.UTC()}
+	host, err := os.Hostname()
+	if err != nil || registry.CheckID(host) != nil {
+		host = "rota"
+	}
+	life := strings.ToLower(registry.NewIncarnation())
+	r.ID = host[:min(len(host), 100)] + "-" + life[len(life)-8:]
+	if b.admin != nil {
+		r.Admin = b.admin.Addr().String()
+	}
+	return r
 }
 
 // kept is what connections to upstreams are kept under.

@@ -28,6 +28,7 @@ type Endpoint struct {
 	inFlight atomic.Int64
 	idle     idle
 	retired  atomic.Bool
+	closed   atomic.Bool
 	suspect  atomic.Bool
 	stats    atomic.Pointer[Stats]
 }
@@ -73,6 +74,20 @@ func (e *Endpoint) Retire() { e.retired.Store(true) }
 
 // Retired reports whether Retire was called.
 func (e *Endpoint) Retired() bool { return e.retired.Load() }
+
+// Close says that no pool in use has the endpoint any more, so that nobody may be new on it. Who has picked it from an older
+// pool finds out by [Endpoint.Closed] after [Endpoint.Take]: once it is closed and nothing is in flight, nothing will be.
+func (e *Endpoint) Close() { e.closed.Store(true) }
+
+// Open undoes Close, before a pool that has the endpoint comes into use.
+func (e *Endpoint) Open() {
+	if e.closed.Load() {
+		e.closed.Store(false)
+	}
+}
+
+// Closed reports whether Close was called last.
+func (e *Endpoint) Closed() bool { return e.closed.Load() }
 
 // Suspect notes that the endpoint refused a connection, and reports whether that is news since the last [Endpoint.Trust].
 func (e *Endpoint) Suspect() bool { return !e.suspect.Swap(true) }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 )
 
 // Member is an endpoint as a pool sees it.
@@ -19,6 +20,8 @@ type Pool struct {
 	Weights []Member // all members, those of weight zero included; read-only
 	// Settings may be set before the pool is used; nil is the zero value.
 	Settings *Settings
+	// Series may be set before the pool is used; nil is none.
+	Series *Series
 
 	members []Member // weight > 0
 	picker  picker
@@ -50,6 +53,24 @@ func New(service *Service, policy string, members []Member) (*Pool, error) {
 		p.picker = build(service, p.members)
 	}
 	return p, nil
+}
+
+// Series is the pools of one name, one after the other. The zero value is ready.
+type Series struct{ latest atomic.Pointer[Pool] }
+
+// Set makes a pool the latest of its series.
+func (s *Series) Set(p *Pool) {
+	p.Series = s
+	s.latest.Store(p)
+}
+
+// Latest is the pool that has taken this one's place; the pool itself as long as none has. An exchange that picks again
+// after a while does so there.
+func (p *Pool) Latest() *Pool {
+	if p.Series == nil {
+		return p
+	}
+	return p.Series.latest.Load()
 }
 
 // Len is the number of endpoints that may be picked.

@@ -46,6 +46,9 @@ type Options struct {
 	Store *route.Store
 	// Logger gets the story; nil is silence.
 	Logger *zap.Logger
+	// Self is this balancer as it shows itself in the registry, if that is a [registry.Balancers]; without an id it does
+	// not.
+	Self registry.Balancer
 	// Published is told, in the loop, how long the oldest change in a table waited since it came in; nil is nobody.
 	Published func(waited time.Duration)
 }
@@ -90,6 +93,10 @@ type Controller struct {
 	braked  map[string]bool  // services
 	refused []*pool.Endpoint // in the last second
 	asking  sync.WaitGroup
+
+	presence registry.Presence // nil until there is one
+	acked    map[*pool.Endpoint]bool
+	closing  []*pool.Endpoint // are in no pool of the next table
 }
 
 // Counters are read by telemetry at any time.
@@ -121,6 +128,7 @@ type service struct {
 	shared *pool.Service
 	slot   int
 	pool   *pool.Pool
+	series pool.Series
 	// subsets are those that routes name.
 	subsets []*subset
 	// settings are made of policy.
@@ -143,7 +151,7 @@ func New(o Options, dynamic config.Dynamic) *Controller {
 		Options: o, bell: make(chan struct{}, 1), ended: make(chan struct{}),
 		fold: membership.New(), etcd: map[string]kv[config.Route]{}, policies: map[string]kv[config.Service]{},
 		services: map[string]*service{}, slots: map[string]int{}, touched: map[string]bool{},
-		table: o.Store.Load(), probing: map[*pool.Endpoint]bool{},
+		table: o.Store.Load(), probing: map[*pool.Endpoint]bool{}, acked: map[*pool.Endpoint]bool{},
 	}
 	c.prober = health.New(health.Options{Report: c.probed})
 	c.setDynamic(dynamic)
@@ -181,6 +189,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	settle.Stop()
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
+	drain := time.NewTimer(time.Hour)
+	defer drain.Stop()
+	defer c.leave()
 	for {
 		tick := false
 		select {
@@ -192,8 +203,12 @@ func (c *Controller) Run(ctx context.Context) error {
 			tick = true
 			c.expire()
 		case <-settle.C:
+		case <-drain.C:
 		}
 		c.doubt(ctx, tick)
+		if c.acknowledge() {
+			drain.Reset(drainInterval)
+		}
 		if !c.dirty() {
 			continue
 		}
@@ -207,6 +222,9 @@ func (c *Controller) Run(ctx context.Context) error {
 		}
 		c.due = c.due.Add(Settle)
 		c.publish()
+		if c.acknowledge() {
+			drain.Reset(drainInterval)
+		}
 	}
 }
 
@@ -337,6 +355,7 @@ func (c *Controller) update(u *registry.Update) {
 			c.Logger.Warn("key set aside", zap.String("key", ch.Key), zap.Error(ch.Err))
 		}
 	}
+	c.show(u)
 	c.counters.Revision.Store(c.fold.Revision())
 	c.counters.Quarantined.Store(int64(c.fold.QuarantinedCount()))
 	c.counters.Instances.Store(int64(c.fold.Instances()))
@@ -469,6 +488,10 @@ func (c *Controller) publish() {
 	c.reroute = false
 	c.table = c.table.With(change)
 	c.Store.Publish(c.table)
+	for _, e := range c.closing {
+		e.Close()
+	}
+	c.closing = c.closing[:0]
 	c.counters.Tables.Add(1)
 	if c.Published != nil && !c.oldest.IsZero() {
 		c.Published(time.Since(c.oldest))
@@ -484,19 +507,21 @@ func (c *Controller) publish() {
 func (c *Controller) build(name string, pools map[int]*pool.Pool) {
 	s := c.service(name)
 	settings, balance, eligible := c.settings(name, s), c.policy(name).Balance, c.fold.Eligible(name)
-	add := func(slot int, members []pool.Member) *pool.Pool {
+	add := func(slot int, series *pool.Series, members []pool.Member) *pool.Pool {
 		p, err := pool.New(s.shared, balance, members)
 		if err != nil { // validation lets no unknown policy through
 			c.Logger.Error("pool not built", zap.String("service", name), zap.Error(err))
 			return s.pool
 		}
 		p.Settings = settings
+		series.Set(p)
 		pools[slot] = p
 		return p
 	}
-	s.pool = add(s.slot, eligible)
+	c.opened(s.pool, eligible)
+	s.pool = add(s.slot, &s.series, eligible)
 	for _, sub := range s.subsets {
-		add(sub.slot, c.part(name, eligible, sub.Subset))
+		add(sub.slot, &sub.series, c.part(name, eligible, sub.Subset))
 	}
 }
 

@@ -93,8 +93,9 @@ func clientTLS(service string, o config.UpstreamTLS) (*tls.Config, error) {
 // subset is a part of a service that routes name.
 type subset struct {
 	route.Subset
-	slot int
-	used bool // by the present routes
+	slot   int
+	used   bool // by the present routes
+	series pool.Series
 }
 
 // place is the slot of a service, or of a subset of it, in the table.
@@ -115,7 +116,7 @@ func (c *Controller) place(name string, of route.Subset) int {
 	} else {
 		c.nextSlot++
 	}
-	s.subsets = append(s.subsets, &subset{of, slot, true})
+	s.subsets = append(s.subsets, &subset{Subset: of, slot: slot, used: true})
 	c.touched[name] = true
 	return slot
 }

@@ -98,6 +98,7 @@ type Fold struct {
 	asking      map[int64][]*Member  // by lease: suspects until the store has answered
 	losses      map[string]*losses   // by service
 	asks        []Ask
+	leaving     map[*pool.Endpoint]*Member
 	owners      map[netip.AddrPort]*Member // scratch of Eligible
 }
 
@@ -107,7 +108,7 @@ func New() *Fold {
 		services: map[string][]*Member{}, statics: map[string][]*Member{},
 		quarantined: map[string]Quarantined{}, owners: map[netip.AddrPort]*Member{},
 		doubted: map[*pool.Endpoint]*Member{}, suspected: map[pool.Key]*Member{}, asking: map[int64][]*Member{},
-		losses: map[string]*losses{},
+		losses: map[string]*losses{}, leaving: map[*pool.Endpoint]*Member{},
 	}
 }
 
@@ -223,6 +224,11 @@ func (f *Fold) put(c *registry.Change, touched map[string]bool) {
 	m.Verdict = verdict(m)
 	members[at] = m
 	touched[c.Service] = true
+	if m.Verdict.State == Draining && m.Instance.DrainAck {
+		f.leaving[m.Endpoint] = m
+	} else {
+		delete(f.leaving, m.Endpoint)
+	}
 	if s := f.suspected[place(m.Endpoint)]; s != nil { // whose address another one has now
 		f.remove(c.Service, s.Endpoint.ID, touched)
 	}
@@ -231,8 +237,13 @@ func (f *Fold) put(c *registry.Change, touched map[string]bool) {
 // retire ends the endpoint of a member that goes.
 func (f *Fold) retire(m *Member) {
 	m.Endpoint.Retire()
+	delete(f.leaving, m.Endpoint)
 	f.settle(m)
 }
+
+// Leaving are the endpoints whose instances drain and wait for an acknowledgement, with their members. It is the caller's to
+// read until the next change.
+func (f *Fold) Leaving() map[*pool.Endpoint]*Member { return f.leaving }
 
 func endpoint(key pool.Key, in *registry.Instance) *pool.Endpoint {
 	e := pool.NewEndpointNamed(key, in.Address)

@@ -170,27 +170,56 @@ func (x *exchange) upgradable() []byte {
 }
 
 // pick chooses an endpoint that may take one more exchange, and counts this one in. It may wait for one. Without one it
-// says why, if there is more to say than that there is none.
+// says why, if there is more to say than that there is none. The pool is one in use when the endpoint is counted in, which
+// may be a later one than that of the table.
 func (x *exchange) pick(pl *pool.Pool, s *pool.Settings, tried []*pool.Endpoint) (*pool.Endpoint, failure) {
-	e := pl.Pick(tried...)
-	if e == nil || s.MaxConcurrent == 0 {
-		if e != nil {
-			e.Take()
+	if s.MaxConcurrent > 0 {
+		return x.pickWithRoom(pl, s, tried)
+	}
+	for {
+		e := pl.Pick(tried...)
+		if e == nil {
+			return nil, failure{}
 		}
-		return e, failure{}
+		e.Take()
+		if !e.Closed() {
+			return e, failure{}
+		}
+		later := pl.Latest()
+		if later == pl {
+			return e, failure{}
+		}
+		e.Release()
+		pl = later
+	}
+}
+
+// pickWithRoom is pick where the exchanges on an endpoint are bounded.
+func (x *exchange) pickWithRoom(pl *pool.Pool, s *pool.Settings, tried []*pool.Endpoint) (*pool.Endpoint, failure) {
+	e := pl.Pick(tried...)
+	if e == nil {
+		return nil, failure{}
 	}
 	q := x.proxy.queueOf(pl.Service)
 	until := x.by(s.QueueTimeout)
 	for {
 		if e != nil && e.TryTake(s.MaxConcurrent) {
-			x.queue = q
-			return e, failure{}
+			if !e.Closed() || pl.Latest() == pl {
+				x.queue = q
+				return e, failure{}
+			}
+			e.Release()
+			pl = pl.Latest()
 		}
 		if e = pl.WithRoom(s.MaxConcurrent, tried...); e != nil {
 			continue
 		}
+		if pl.Len() == 0 {
+			return nil, failure{}
+		}
 		if why := q.wait(x, s.Queue, until); why.reason != "" {
 			return nil, why
 		}
+		pl = pl.Latest()
 	}
 }

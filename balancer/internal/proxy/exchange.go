@@ -311,6 +311,7 @@ func (x *exchange) attempts(pl *pool.Pool, headIn time.Duration) (keep bool) {
 		}
 		tried[n] = e
 		n++
+		pl = pl.Latest()
 	}
 	return x.answer(why)
 }

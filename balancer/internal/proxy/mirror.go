@@ -33,7 +33,9 @@ func (x *exchange) mirror(pl *pool.Pool) {
 		defer p.mirrors.Add(-1)
 		e.Take()
 		defer e.Release()
-		m.run()
+		if !e.Closed() {
+			m.run()
+		}
 	})
 }
 
