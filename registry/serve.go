@@ -245,7 +245,9 @@ func (o ServeOptions) drain(ctx context.Context, reg Registration, served <-chan
 	}
 }
 
-func (o ServeOptions) shutdownTimeout() time.Duration { return cmp.Or(o.ShutdownTimeout, DefaultShutdownTimeout) }
+func (o ServeOptions) shutdownTimeout() time.Duration {
+	return cmp.Or(o.ShutdownTimeout, DefaultShutdownTimeout)
+}
 
 func (o ServeOptions) shutdown(ctx context.Context, srv *http.Server) error {
 	d := o.shutdownTimeout()
