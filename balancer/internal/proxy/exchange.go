@@ -302,7 +302,12 @@ func (x *exchange) attempts(pl *pool.Pool, headIn time.Duration) (keep bool) {
 			break
 		}
 		if fresh = outcome.stale; fresh {
-			continue // the same endpoint most likely, on a new connection: nothing is asked of it twice
+			// The same endpoint most likely, on a new connection: nothing is asked of it twice. It does not count either: where many
+			// die at once, every one of them has dead connections here.
+			if x.retries.Attempts > 1 && refused < mostRefused {
+				refused++
+			}
+			continue
 		}
 		if outcome.free && x.retries.Attempts > 1 && refused < mostRefused {
 			refused++ // nothing was asked of anybody: it does not count
