@@ -421,6 +421,8 @@ type observer struct {
 
 func (o observer) Refused(e *pool.Endpoint) { o.control.Refused(e) }
 
+func (o observer) Failing(e *pool.Endpoint) { o.control.Failing(e) }
+
 func (o observer) Done(r *proxy.Record) {
 	if o.log == nil {
 		return

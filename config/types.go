@@ -256,8 +256,51 @@ type Service struct {
 	// SendProxyProtocol begins connections with a PROXY protocol header: v1 or v2; empty is none. Such connections are
 	// kept for the same client only.
 	SendProxyProtocol string `yaml:"send_proxy_protocol" json:"send_proxy_protocol,omitempty"`
+	// Check is how instances are checked that do not say it themselves; what they cannot say counts for all of them that have
+	// a check. Without it instances are checked that ask for it, and those in doubt.
+	Check *Check `yaml:"check" json:"check,omitempty"`
+	// SlowStart is how long an instance that comes, or comes back, takes to get its whole share, from a tenth on. Default
+	// 10s; "off" is at once. It is never done when all of a pool would do it.
+	SlowStart string `yaml:"slow_start" json:"slow_start,omitempty"`
+	// Panic is the percentage of the instances, of those that want to serve, below which so few are in a good condition that
+	// all get requests. Default 50; -1 is never.
+	Panic int `yaml:"panic" json:"panic,omitempty"`
+	// Ejection is when an instance is left alone for a while.
+	Ejection Ejection `yaml:"ejection" json:"ejection,omitzero"`
 	// Instances are static ones, beside those of the registry.
 	Instances []StaticInstance `yaml:"instances" json:"instances,omitempty"`
+}
+
+// Check says how instances are checked.
+type Check struct {
+	Type     string        `yaml:"type" json:"type,omitempty"`         // http (default), tcp, grpc
+	Path     string        `yaml:"path" json:"path,omitempty"`         // of http; default /
+	Interval time.Duration `yaml:"interval" json:"interval,omitempty"` // 5s
+	Timeout  time.Duration `yaml:"timeout" json:"timeout,omitempty"`   // 1s
+	// Rise is how many checks in a row must pass until an instance that was down is back, Fall how many must fail until it
+	// is down. Defaults 2 and 3. One that has just registered comes with its first pass.
+	Rise int `yaml:"rise" json:"rise,omitempty"`
+	Fall int `yaml:"fall" json:"fall,omitempty"`
+	// Host is the Host of http and the authority of grpc; default the instance's address.
+	Host string `yaml:"host" json:"host,omitempty"`
+	// Headers are further fields of http.
+	Headers map[string]string `yaml:"headers" json:"headers,omitempty"`
+	// Status lists what passes http: "204", "200-299". Default 200-399. No redirect is followed.
+	Status []string `yaml:"status" json:"status,omitempty"`
+	// Body is a text that the first 64 KiB of an answer must hold.
+	Body string `yaml:"body" json:"body,omitempty"`
+}
+
+// Ejection is when an instance is left alone for a while: after failures in a row, or when it fails much more often than
+// the others. At most half of a service is ejected at a time. One that refuses a connection is ejected at once, until it
+// answers a probe.
+type Ejection struct {
+	// Failures is how many in a row eject: statuses of 500 and more, and no answer. Default 5; -1 is never.
+	Failures int `yaml:"failures" json:"failures,omitempty"`
+	// Time is how long the first ejection lasts, default 1s; the next ones in short succession last as much longer, up to
+	// MaxTime, default 5m.
+	Time    time.Duration `yaml:"time" json:"time,omitempty"`
+	MaxTime time.Duration `yaml:"max_time" json:"max_time,omitempty"`
 }
 
 // UpstreamTLS says how the certificates of instances are verified. Files are PEM.

@@ -37,7 +37,12 @@ var (
 
 	levels    = []string{"debug", "info", "warn", "error"}
 	protocols = []string{"http", "https"}
+
+	checkTypes = []string{"http", "tcp", "grpc"}
 )
+
+// maxChecks bounds rise and fall.
+const maxChecks = 100
 
 // validate reports everything that decodes but cannot be meant.
 func (s *source) validate(c *Config) {
@@ -470,6 +475,57 @@ func isHex(b byte) bool {
 	return isDigit(b) || 'a' <= b && b <= 'f' || 'A' <= b && b <= 'F'
 }
 
+// check checks how instances are checked.
+func (s *source) check(v Check, path string) {
+	if v.Type != "" {
+		s.oneOf(join(path, "type"), v.Type, checkTypes)
+	}
+	if (v.Type == "" || v.Type == "http") && v.Path != "" && v.Path[0] != '/' {
+		s.report(join(path, "path"), fmt.Sprintf("path %q does not begin with a slash", clip(v.Path)), "write it as in /healthz")
+	}
+	if strings.ContainsFunc(v.Path, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+		s.report(join(path, "path"), fmt.Sprintf("path %q holds a space or control character", clip(v.Path)), "write it as it goes over the wire, as in %20")
+	}
+	if d := v.Interval; d != 0 && (d < registry.MinCheckInterval || d > registry.MaxCheckInterval) {
+		s.report(join(path, "interval"), fmt.Sprintf("interval must be %s to %s, not %s", registry.MinCheckInterval, registry.MaxCheckInterval, d), "")
+	}
+	for name, n := range map[string]int{"rise": v.Rise, "fall": v.Fall} {
+		if n < 0 || n > maxChecks {
+			s.report(join(path, name), fmt.Sprintf("%s must be 1 to %d, not %d", name, maxChecks, n), "")
+		}
+	}
+	for name, value := range v.Headers {
+		if !token.MatchString(name) || strings.EqualFold(name, "host") {
+			s.reportKey(join(path, "headers."+name), fmt.Sprintf("%q cannot be a header of a check", clip(name)), `the host has a key of its own, "host"`)
+		}
+		if strings.ContainsAny(value, "\r\n\x00") {
+			s.report(join(path, "headers."+name), "a header holds a line break", "write it on one line")
+		}
+	}
+	for i, text := range v.Status {
+		if _, err := ParseStatus(text); err != nil {
+			s.report(join(path, fmt.Sprintf("status[%d]", i)), fmt.Sprintf("status %q is no status and no range of them", clip(text)), "write it as in 204 or 200-299")
+		}
+	}
+}
+
+// ParseStatus reads a status or a range of them, both ends included.
+func ParseStatus(text string) (r [2]int, err error) {
+	from, to, ranged := strings.Cut(text, "-")
+	if !ranged {
+		to = from
+	}
+	for i, t := range []string{from, to} {
+		if r[i], err = strconv.Atoi(t); err != nil || len(t) != 3 || r[i] < 100 || r[i] > 599 {
+			return r, fmt.Errorf("%q is not a status", text)
+		}
+	}
+	if r[0] > r[1] {
+		return r, fmt.Errorf("%q is no range", text)
+	}
+	return r, nil
+}
+
 // service checks one service's policy; path is where it stands, empty for a value kept in etcd.
 func (s *source) service(name string, v Service, path string) {
 	if !serviceName.MatchString(name) {
@@ -493,6 +549,18 @@ func (s *source) service(name string, v Service, path string) {
 	}
 	if v.Queue < 0 {
 		s.report(join(path, "queue"), "queue must not be negative", "")
+	}
+	if v.Check != nil {
+		s.check(*v.Check, join(path, "check"))
+	}
+	if d, err := time.ParseDuration(v.SlowStart); v.SlowStart != "" && v.SlowStart != "off" && (err != nil || d <= 0) {
+		s.report(join(path, "slow_start"), fmt.Sprintf("slow_start %q is not a time", clip(v.SlowStart)), `write a time such as 10s, or "off"`)
+	}
+	if v.Panic < -1 || v.Panic > 100 {
+		s.report(join(path, "panic"), fmt.Sprintf("panic must be 1 to 100, not %d", v.Panic), "it is a percentage; -1 is never")
+	}
+	if v.Ejection.Failures < -1 {
+		s.report(join(path, "ejection.failures"), fmt.Sprintf("failures must be at least 1, not %d", v.Ejection.Failures), "-1 is never")
 	}
 	first := make(map[string]bool)
 	for i, in := range v.Instances {

@@ -196,10 +196,12 @@ type Stats struct {
 	classes [6]atomic.Uint64 // [0] attempts that ended without an answer
 	buckets [len(Bounds) + 1]atomic.Uint64
 	sum     atomic.Int64 // nanoseconds
+	failed  atomic.Int32 // outcomes in a row that are failures
 }
 
-// Record counts one outcome. A status outside 100–599 means that there was no answer.
-func (s *Stats) Record(status int, d time.Duration) {
+// Record counts one outcome. A status outside 100–599 means that there was no answer. It returns how many outcomes in a row,
+// this one included, were failures: no answer, or a status of 500 and more.
+func (s *Stats) Record(status int, d time.Duration) (failures int) {
 	class := status / 100
 	if class < 1 || class > 5 {
 		class = 0
@@ -211,6 +213,25 @@ func (s *Stats) Record(status int, d time.Duration) {
 	}
 	s.buckets[i].Add(1)
 	s.sum.Add(int64(d))
+	if class == 0 || class == 5 {
+		return int(s.failed.Add(1))
+	}
+	if s.failed.Load() != 0 {
+		s.failed.Store(0)
+	}
+	return 0
+}
+
+// SetFailures says how many outcomes in a row are to be taken for failures from now on: who is on trial begins with all but
+// the last.
+func (s *Stats) SetFailures(n int) { s.failed.Store(int32(n)) }
+
+// Outcomes are how many there were, and how many of them were failures.
+func (s *Stats) Outcomes() (all, failures uint64) {
+	for i := range s.classes {
+		all += s.classes[i].Load()
+	}
+	return all, s.classes[0].Load() + s.classes[5].Load()
 }
 
 // StatsView is a copy of the counters, for telemetry. The parts are read one after the other and may differ by the

@@ -19,6 +19,8 @@ type Settings struct {
 	QueueTimeout  time.Duration
 	// IdleTimeout is when endpoints close idle connections that do not say it themselves; zero is unknown.
 	IdleTimeout time.Duration
+	// Failures is how many in a row say that an endpoint is failing; zero is never.
+	Failures int
 	// ProxyProtocol is the version of the PROXY protocol header to begin connections with; zero is none.
 	ProxyProtocol int
 }

@@ -88,9 +88,13 @@ type Controller struct {
 
 	// Of the endpoints in doubt.
 	prober  *health.Prober
-	probing map[*pool.Endpoint]bool
-	doubts  int              // of the fold, when it was looked at last
+	watches map[*pool.Endpoint]*watch
+	recheck map[string]bool // services whose policy has changed
+	rates   map[*pool.Endpoint]rated
+	rated   time.Time        // when rates are from
+	sick    bool             // somebody was in doubt at the last tick
 	braked  map[string]bool  // services
+	panics  map[string]bool  // likewise
 	refused []*pool.Endpoint // in the last second
 	asking  sync.WaitGroup
 
@@ -110,6 +114,7 @@ type Counters struct {
 	Tables                atomic.Uint64
 	LastSync              atomic.Int64 // Unix nanoseconds of the last word from the store
 	Suspects              atomic.Int64 // endpoints in doubt: suspects, and those ejected
+	Panics                atomic.Int64 // services so few of which are in a good condition that all serve
 	Brakes                atomic.Int64 // services whose brake is engaged
 }
 
@@ -151,7 +156,7 @@ func New(o Options, dynamic config.Dynamic) *Controller {
 		Options: o, bell: make(chan struct{}, 1), ended: make(chan struct{}),
 		fold: membership.New(), etcd: map[string]kv[config.Route]{}, policies: map[string]kv[config.Service]{},
 		services: map[string]*service{}, slots: map[string]int{}, touched: map[string]bool{},
-		table: o.Store.Load(), probing: map[*pool.Endpoint]bool{}, acked: map[*pool.Endpoint]bool{},
+		table: o.Store.Load(), watches: map[*pool.Endpoint]*watch{}, recheck: map[string]bool{}, rates: map[*pool.Endpoint]rated{}, acked: map[*pool.Endpoint]bool{},
 	}
 	c.prober = health.New(health.Options{Report: c.probed})
 	c.setDynamic(dynamic)
@@ -201,10 +206,11 @@ func (c *Controller) Run(ctx context.Context) error {
 			c.take()
 		case <-second.C:
 			tick = true
-			c.expire()
+			c.expire(time.Now())
 		case <-settle.C:
 		case <-drain.C:
 		}
+		c.look(time.Now())
 		c.doubt(ctx, tick)
 		if c.acknowledge() {
 			drain.Reset(drainInterval)
@@ -290,13 +296,14 @@ func (c *Controller) setDynamic(d config.Dynamic) {
 	c.dynamic = d
 	for name := range names {
 		c.touched[name] = true
+		c.applyPolicy(name)
 	}
 	for _, s := range c.services {
 		if s.settings != nil && s.policy.TLS != (config.UpstreamTLS{}) {
 			s.policy.Queue = -1 // unlike any policy: the files are read again
 		}
 	}
-	if err := c.fold.SetStatic(statics, c.touched); err != nil {
+	if err := c.fold.SetStatic(statics, time.Now(), c.touched); err != nil {
 		c.Logger.Error("static instances: some are not used", zap.Error(err))
 	}
 	c.reroute = true
@@ -388,7 +395,7 @@ func (c *Controller) forget(u *registry.Update, elsewhere bool) {
 			c.policies[name] = p
 		default:
 			delete(c.policies, name)
-			c.touched[name] = true
+			c.applyPolicy(name)
 		}
 	}
 }
@@ -416,7 +423,7 @@ func (c *Controller) setRoute(ch *registry.Change) {
 func (c *Controller) setPolicy(ch *registry.Change) {
 	if ch.Deleted {
 		delete(c.policies, ch.Service)
-		c.touched[ch.Service] = true
+		c.applyPolicy(ch.Service)
 		return
 	}
 	if ch.Err != nil {
@@ -432,7 +439,13 @@ func (c *Controller) setPolicy(ch *registry.Change) {
 	}
 	c.policies[ch.Service] = kv[config.Service]{p, ch.Key, ch.CreateRevision, ch.ModRevision, false}
 	c.fold.Release(ch.Key)
-	c.touched[ch.Service] = true
+	c.applyPolicy(ch.Service)
+}
+
+// applyPolicy takes in that the policy of a service may have changed.
+func (c *Controller) applyPolicy(name string) {
+	c.fold.SetPolicy(name, membershipPolicy(c.policy(name)))
+	c.touched[name], c.recheck[name] = true, true
 }
 
 // setAside quarantines a route or policy. Of many problems the first one is told, on one line: where, what, what instead.
@@ -506,7 +519,7 @@ func (c *Controller) publish() {
 // build makes the pools of a service.
 func (c *Controller) build(name string, pools map[int]*pool.Pool) {
 	s := c.service(name)
-	settings, balance, eligible := c.settings(name, s), c.policy(name).Balance, c.fold.Eligible(name)
+	settings, balance, eligible := c.settings(name, s), c.policy(name).Balance, c.fold.Eligible(name, time.Now())
 	add := func(slot int, series *pool.Series, members []pool.Member) *pool.Pool {
 		p, err := pool.New(s.shared, balance, members)
 		if err != nil { // validation lets no unknown policy through

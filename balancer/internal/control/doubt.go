@@ -2,28 +2,20 @@ package control
 
 import (
 	"context"
-	"errors"
+	"maps"
 	"sync"
-	"syscall"
 	"time"
 
 	"go.uber.org/zap"
 
-	"github.com/rota-lb/rota/balancer/internal/health"
 	"github.com/rota-lb/rota/balancer/internal/membership"
 	"github.com/rota-lb/rota/balancer/pool"
 	"github.com/rota-lb/rota/registry"
 )
 
-const (
-	// doubtInterval is how often an endpoint in doubt is probed.
-	doubtInterval = time.Second
-	// doubtTimeout is how long it may take to answer.
-	doubtTimeout = time.Second
-	// mostAsks is how many leases are asked about at a time. Beyond it a store is not worth troubling: who has lost its lease
-	// is a suspect either way.
-	mostAsks = 1000
-)
+// mostAsks is how many leases are asked about at a time. Beyond it a store is not worth troubling: who has lost its lease is a
+// suspect either way.
+const mostAsks = 1000
 
 // Refused tells the controller that an endpoint refused a connection. It may be called from any goroutine and does not
 // block; of the calls about one endpoint one a second counts.
@@ -38,38 +30,17 @@ func (c *Controller) Refused(e *pool.Endpoint) {
 }
 
 // expire is what there is to do every second.
-func (c *Controller) expire() {
-	c.fold.Expire(time.Now(), c.touched)
+func (c *Controller) expire(now time.Time) {
+	c.fold.Expire(now, c.touched)
 	for _, e := range c.refused {
 		e.Trust()
 	}
 	clear(c.refused)
 	c.refused = c.refused[:0]
-}
-
-// probed takes in the outcome of a probe.
-func (c *Controller) probed(r health.Result) {
-	if own(r.Err) {
-		return
+	c.readmit(now)
+	if now.Sub(c.rated) >= rateInterval {
+		c.rate(now)
 	}
-	c.send(message{at: r.At, call: func() {
-		before, known := c.fold.Doubted()[r.Endpoint]
-		c.fold.Probed(r.Endpoint, r.Err == nil, c.touched)
-		if _, still := c.fold.Doubted()[r.Endpoint]; known && !still {
-			c.Logger.Info("an instance in doubt was probed", zap.String("service", r.Endpoint.Service), zap.String("instance", r.Endpoint.ID),
-				zap.String("address", r.Endpoint.Name), zap.String("was", string(before.Verdict.State)), zap.Bool("answers", r.Err == nil), zap.Error(r.Err))
-		}
-	}})
-}
-
-// own reports whether a probe has failed for want of something of ours, which says nothing about the endpoint.
-func own(err error) bool {
-	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
 }
 
 // ask asks the store about leases, and takes the answers in as they come.
@@ -94,29 +65,17 @@ func (c *Controller) ask(ctx context.Context, asks []membership.Ask) {
 	})
 }
 
-// doubt has the endpoints in doubt probed, asks about leases, and says when the brake engages and, at a tick, is released.
+// doubt asks about leases, and says when brake or panic engage and, at a tick, are released.
 func (c *Controller) doubt(ctx context.Context, tick bool) {
 	if asks := c.fold.Asks(); len(asks) > 0 {
 		c.ask(ctx, asks)
 	}
-	if c.doubts == c.fold.Doubts() && !tick {
+	doubted := len(c.fold.Doubted())
+	if !tick && doubted == int(c.counters.Suspects.Load()) || doubted == 0 && !c.sick {
 		return
 	}
-	c.doubts = c.fold.Doubts()
-	doubted := c.fold.Doubted()
-	for e := range c.probing {
-		if doubted[e] == nil {
-			c.prober.Remove(e)
-			delete(c.probing, e)
-		}
-	}
-	for e, m := range doubted {
-		if !c.probing[e] {
-			c.probing[e] = true
-			c.prober.Set(e, c.check(m))
-		}
-	}
-	c.counters.Suspects.Store(int64(len(doubted)))
+	c.sick = doubted > 0
+	c.counters.Suspects.Store(int64(doubted))
 	braked := map[string]bool{}
 	for _, b := range c.fold.Brakes() {
 		braked[b.Service] = true
@@ -132,25 +91,14 @@ func (c *Controller) doubt(ctx context.Context, tick bool) {
 	}
 	c.braked = braked
 	c.counters.Brakes.Store(int64(len(braked)))
-}
-
-// check is how a member in doubt is probed: as it asks for itself, if it does, else by a connection.
-func (c *Controller) check(m *membership.Member) health.Check {
-	h := health.Check{Interval: doubtInterval, Timeout: doubtTimeout}
-	k := m.Instance.Check
-	if k == nil {
-		return h
+	panics := maps.Clone(c.fold.Panics())
+	for service := range panics {
+		if !c.panics[service] {
+			c.Logger.Warn("so few instances are in a good condition that all get requests", zap.String("service", service))
+		}
 	}
-	switch k.Type {
-	case "", "http":
-		h.Type, h.Path = health.HTTP, k.Path
-	case "grpc":
-		h.Type, h.Path = health.GRPC, k.Path
-	}
-	if s := c.services[m.Endpoint.Service]; s != nil && s.settings.IsSecure(m.Endpoint) {
-		h.TLS = s.settings.TLS
-	}
-	return h
+	c.panics = panics
+	c.counters.Panics.Store(int64(len(panics)))
 }
 
 // ReleaseBrake makes the suspects of a service go at once.

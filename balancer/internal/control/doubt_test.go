@@ -2,6 +2,9 @@ package control
 
 import (
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -99,5 +102,125 @@ func TestRefused(t *testing.T) {
 	r.control.Refused(table.Pool("one").Weights[0].Endpoint)
 	if s := r.doubted(0); len(s.Brakes) != 0 || size(r.store.Load().Pool("one")) != 1 {
 		t.Error("the only one must stay")
+	}
+}
+
+// ill is an instance whose health page and answers are as they are set.
+func ill(t *testing.T) (address string, set func(status int)) {
+	t.Helper()
+	var status atomic.Int32
+	status.Store(200)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" && r.Host == "probe" && r.Header.Get("X-Probe") == "1" {
+			w.WriteHeader(int(status.Load()))
+		} else {
+			w.WriteHeader(404)
+		}
+	}))
+	t.Cleanup(s.Close)
+	return s.Listener.Addr().String(), func(n int) { status.Store(int32(n)) }
+}
+
+// A check of a policy, static and registered instances alike: who does not pass is out, who comes back is in, who is new waits
+// for its first pass, and nobody is out when all are.
+func TestChecks(t *testing.T) {
+	a, setA := ill(t)
+	b, setB := ill(t)
+	c, setC := ill(t)
+	policy := config.Service{
+		Check: &config.Check{
+			Path: "/healthz", Host: "probe", Headers: map[string]string{"X-Probe": "1"}, Status: []string{"200-299"}, Interval: 100 * time.Millisecond, Fall: 2,
+		},
+		Instances: []config.StaticInstance{{Address: a}},
+	}
+	r := start(t, config.Dynamic{Services: map[string]config.Service{"web": policy}})
+	r.data.Put("/rota/services/web/b", []byte(b))
+	r.run()
+	size := func(n int) func(*route.Table) bool {
+		return func(t *route.Table) bool { return t.Pool("web") != nil && size(t.Pool("web")) == n }
+	}
+	r.until("both", size(2))
+	setC(503)
+	r.data.Put("/rota/services/web/c", []byte(c))
+	r.doubted(1)
+	if n := r.store.Load().Pool("web").Len(); n != 2 {
+		t.Errorf("%d serve before the third has passed", n)
+	}
+	setC(204)
+	r.until("the third has passed", size(3))
+	setA(500)
+	r.until("the first is down", size(2))
+	setA(200)
+	r.until("the first is back", size(3))
+	setA(301)
+	setB(500)
+	r.doubted(2)
+	r.until("two are down: everybody serves", size(3))
+	setA(200)
+	setB(200)
+	r.doubted(0)
+
+	// Without the policy's check nobody is down any more.
+	setA(500)
+	r.until("the first is down again", size(2))
+	policy.Check = nil
+	r.control.Reload(t.Context(), config.Dynamic{Services: map[string]config.Service{"web": policy}})
+	r.until("nobody is checked", size(3))
+	r.doubted(0)
+}
+
+// Who fails too often in a row is ejected for a while, and then on trial.
+func TestFailing(t *testing.T) {
+	r := start(t, config.Dynamic{Services: map[string]config.Service{"web": {Ejection: config.Ejection{Failures: 3, Time: time.Millisecond}}}})
+	values := map[string][]byte{}
+	for _, id := range []string{"a", "b", "c"} {
+		address, _ := listening(t, "127.0.0.1:0")
+		values["/rota/services/web/"+id] = []byte(address)
+	}
+	r.data.PutAll(values)
+	r.run()
+	table := r.until("all", func(t *route.Table) bool { return size(t.Pool("web")) == 3 })
+	if n := table.Pool("web").SettingsOf().Failures; n != 3 {
+		t.Errorf("%d failures are allowed", n)
+	}
+	e := table.Pool("web").Weights[1].Endpoint
+	r.control.Failing(e)
+	r.until("it is out", func(t *route.Table) bool { return size(t.Pool("web")) == 2 })
+	r.until("it is back", func(t *route.Table) bool { return size(t.Pool("web")) == 3 })
+	if n := e.Stats().Record(500, 0); n != 3 {
+		t.Errorf("on trial, the first failure counts as %d in a row, want 3", n)
+	}
+	if n := e.Stats().Record(200, 0); n != 0 {
+		t.Errorf("a success counts as failure %d", n)
+	}
+}
+
+// Of five instances one fails most of what it is asked.
+func TestFailureRate(t *testing.T) {
+	r := start(t, config.Dynamic{})
+	values := map[string][]byte{}
+	for _, id := range []string{"a", "b", "c", "d", "e"} {
+		address, _ := listening(t, "127.0.0.1:0")
+		values["/rota/services/web/"+id] = []byte(address)
+	}
+	r.data.PutAll(values)
+	r.run()
+	table := r.until("all", func(t *route.Table) bool { return size(t.Pool("web")) == 5 })
+	pl := table.Pool("web")
+	pl.Service.Stats()
+	for i, m := range pl.Weights {
+		for range 200 {
+			m.Endpoint.Stats().Record(200, 0)
+			if i == 3 {
+				m.Endpoint.Stats().Record(502, 0)
+			}
+		}
+	}
+	r.control.do(t.Context(), func() { r.control.rate(time.Now()) })
+	table = r.until("one is out", func(t *route.Table) bool { return size(t.Pool("web")) == 4 })
+	for _, m := range table.Pool("web").Weights {
+		if m.Endpoint.ID == "d" {
+			t.Error("the wrong one")
+		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/rota-lb/rota/balancer/internal/membership"
 	"github.com/rota-lb/rota/balancer/internal/route"
 	"github.com/rota-lb/rota/balancer/pool"
 	"github.com/rota-lb/rota/config"
@@ -23,6 +24,7 @@ import (
 const (
 	defaultQueue        = 128
 	defaultQueueTimeout = time.Second
+	defaultFailures     = 5
 )
 
 // policy is what holds for a service: etcd's word counts before the file's, key by key.
@@ -34,7 +36,22 @@ func (c *Controller) policy(name string) config.Service {
 		QueueTimeout: cmp.Or(p.QueueTimeout, file.QueueTimeout, defaultQueueTimeout),
 		IdleTimeout:  cmp.Or(p.IdleTimeout, file.IdleTimeout), Protocol: cmp.Or(p.Protocol, file.Protocol),
 		TLS: cmp.Or(p.TLS, file.TLS), SendProxyProtocol: cmp.Or(p.SendProxyProtocol, file.SendProxyProtocol),
+		Check: cmp.Or(p.Check, file.Check), SlowStart: cmp.Or(p.SlowStart, file.SlowStart), Panic: cmp.Or(p.Panic, file.Panic),
+		Ejection: config.Ejection{
+			Failures: cmp.Or(p.Ejection.Failures, file.Ejection.Failures, defaultFailures),
+			Time:     cmp.Or(p.Ejection.Time, file.Ejection.Time), MaxTime: cmp.Or(p.Ejection.MaxTime, file.Ejection.MaxTime),
+		},
 	}
+}
+
+// membershipPolicy is what of a policy is about who serves.
+func membershipPolicy(s config.Service) membership.Policy {
+	p := membership.Policy{Check: s.Check != nil, Panic: s.Panic}
+	p.SlowStart, _ = time.ParseDuration(s.SlowStart) // validation lets nothing else through
+	if s.SlowStart == "off" {
+		p.SlowStart = -1
+	}
+	return p
 }
 
 // settings are a service's policy in the form that pools have it, made anew when it has changed. Certificates are read then,
@@ -57,7 +74,7 @@ func (c *Controller) settings(name string, s *service) *pool.Settings {
 	s.policy = p
 	s.settings = &pool.Settings{
 		Secure: p.Protocol == "https", TLS: t, MaxConcurrent: p.MaxConcurrent, Queue: p.Queue, QueueTimeout: p.QueueTimeout,
-		IdleTimeout: p.IdleTimeout, ProxyProtocol: slices.Index([]string{"", "v1", "v2"}, p.SendProxyProtocol),
+		IdleTimeout: p.IdleTimeout, Failures: max(p.Ejection.Failures, 0), ProxyProtocol: slices.Index([]string{"", "v1", "v2"}, p.SendProxyProtocol),
 	}
 	return s.settings
 }

@@ -17,14 +17,6 @@ const (
 	BrakeWindow = 10 * time.Second
 )
 
-// doubt is what speaks against an instance. Few have one at a time, so it is kept apart.
-type doubt struct {
-	since    time.Time
-	revision int64 // that brought it about
-	reason   string
-	lost     bool // the record is gone without intent; else connections were refused
-}
-
 // Brake says that so many records of a service were lost at once that the store is more likely sick than they are.
 type Brake struct {
 	Service  string
@@ -57,17 +49,16 @@ func (f *Fold) Asks() []Ask {
 // lease is alive, which means that the record was removed by hand, or until it does not answer any more. elsewhere says
 // that the store is another one, or an older state of it: then its leases say nothing.
 func (f *Fold) vanish(service string, m *Member, revision int64, elsewhere bool, now time.Time, touched map[string]bool) {
-	if m.doubt != nil && m.doubt.lost {
+	if m.condition != nil && m.condition.lost.is() {
 		return
 	}
-	known := m.Instance.State == "" || m.Instance.State == "ready"
-	if !known || m.doubt != nil || m.Lease == 0 && !elsewhere {
+	if m.Verdict.State != Ready && m.Verdict.State != Replaced || m.Lease == 0 && !elsewhere {
 		f.remove(service, m.Endpoint.ID, touched)
 		return
 	}
-	d := &doubt{since: now, revision: revision, lost: true, reason: "its record was lost; its lease is being looked up"}
+	lost := note{now, revision, "its record was lost; its lease is being looked up"}
 	if elsewhere {
-		d.reason = "the registry is another store than before, without its record"
+		lost.reason = "the registry is another store than before, without its record"
 	} else {
 		if f.asking[m.Lease] == nil {
 			f.asks = append(f.asks, Ask{m.Lease, revision})
@@ -75,34 +66,13 @@ func (f *Fold) vanish(service string, m *Member, revision int64, elsewhere bool,
 		f.asking[m.Lease] = append(f.asking[m.Lease], m)
 	}
 	f.suspected[place(m.Endpoint)] = m
-	f.doubtIt(m, d, touched)
+	f.conditionOf(m).lost = lost
+	f.changed(m, touched)
 	f.count(service, now)
 }
 
 // place is where an endpoint of a service is, whoever it is.
 func place(e *pool.Endpoint) pool.Key { return pool.Key{Service: e.Service, Address: e.Address} }
-
-func (f *Fold) doubtIt(m *Member, d *doubt, touched map[string]bool) {
-	m.doubt = d
-	m.Verdict = verdict(m)
-	f.doubted[m.Endpoint] = m
-	f.doubts++
-	touched[m.Endpoint.Service] = true
-}
-
-// settle ends the doubt about a member, if there is any.
-func (f *Fold) settle(m *Member) {
-	if m.doubt == nil {
-		return
-	}
-	if m.doubt.lost {
-		delete(f.suspected, place(m.Endpoint))
-	}
-	m.doubt = nil
-	m.Verdict = verdict(m)
-	delete(f.doubted, m.Endpoint)
-	f.doubts++
-}
 
 // count notes a loss and engages the brake when there are many.
 func (f *Fold) count(service string, now time.Time) {
@@ -123,70 +93,24 @@ func (f *Fold) count(service string, now time.Time) {
 func (f *Fold) Answer(lease int64, alive bool, touched map[string]bool) {
 	for _, m := range f.asking[lease] {
 		switch {
-		case m.doubt == nil: // it is back, or has gone
+		case m.condition == nil || !m.condition.lost.is(): // it is back, or has gone
 		case alive:
 			f.remove(m.Endpoint.Service, m.Endpoint.ID, touched)
 		default:
-			m.doubt.reason = "its lease was lost"
+			m.condition.lost.reason = "its lease was lost"
 			m.Verdict = verdict(m)
 		}
 	}
 	delete(f.asking, lease)
 }
 
-// Probed takes in the outcome of a probe of an endpoint in doubt. A suspect that does not answer goes; an ejected one that
-// answers returns.
-func (f *Fold) Probed(e *pool.Endpoint, ok bool, touched map[string]bool) {
-	m := f.doubted[e]
-	switch {
-	case m == nil:
-	case m.doubt.lost && !ok:
-		f.remove(e.Service, e.ID, touched)
-	case !m.doubt.lost && ok:
-		f.settle(m)
-		touched[e.Service] = true
-	}
-}
-
-// Refused takes in that an endpoint refused a connection, or reset it before it answered. A suspect goes. Any other is
-// ejected until a probe passes, unless half of its service is already.
-func (f *Fold) Refused(e *pool.Endpoint, now time.Time, touched map[string]bool) {
-	if m := f.doubted[e]; m != nil {
-		if m.doubt.lost {
-			f.remove(e.Service, e.ID, touched)
-		}
-		return
-	}
-	var m *Member
-	meant, ejected := 0, 0
-	for _, o := range f.Members(e.Service) {
-		switch {
-		case o.Endpoint == e:
-			m = o
-			meant++
-		case o.Verdict.State == Ejected:
-			meant++
-			ejected++
-		case o.Verdict.State == Ready || o.Verdict.State == Suspect:
-			meant++
-		}
-	}
-	if m == nil || m.Verdict.State != Ready || 2*(ejected+1) > meant {
-		return
-	}
-	f.doubtIt(m, &doubt{since: now, revision: f.revision, reason: "it refused a connection"}, touched)
-}
-
 // Expire ends what has lasted too long.
 func (f *Fold) Expire(now time.Time, touched map[string]bool) {
-	for _, m := range f.doubtful() {
-		if m.doubt.lost && now.Sub(m.doubt.since) > SuspectFor {
-			f.remove(m.Endpoint.Service, m.Endpoint.ID, touched)
-		}
-	}
 	suspects := map[string]bool{}
-	for _, m := range f.doubted {
-		if m.doubt.lost {
+	for _, m := range f.suspects() {
+		if now.Sub(m.condition.lost.since) > SuspectFor {
+			f.remove(m.Endpoint.Service, m.Endpoint.ID, touched)
+		} else {
 			suspects[m.Endpoint.Service] = true
 		}
 	}
@@ -195,12 +119,13 @@ func (f *Fold) Expire(now time.Time, touched map[string]bool) {
 			delete(f.losses, service)
 		}
 	}
+	f.cool(now, touched)
 }
 
 // ReleaseBrake makes the suspects of a service go at once.
 func (f *Fold) ReleaseBrake(service string, touched map[string]bool) {
-	for _, m := range f.doubtful() {
-		if m.doubt.lost && m.Endpoint.Service == service {
+	for _, m := range f.suspects() {
+		if m.Endpoint.Service == service {
 			f.remove(service, m.Endpoint.ID, touched)
 		}
 	}
@@ -219,11 +144,5 @@ func (f *Fold) Brakes() []Brake {
 	return list
 }
 
-// Doubted are the endpoints to be probed, with their members. It is the caller's to read until the next change.
-func (f *Fold) Doubted() map[*pool.Endpoint]*Member { return f.doubted }
-
-// Doubts changes whenever Doubted does.
-func (f *Fold) Doubts() int { return f.doubts }
-
-// doubtful lists the members in doubt, so that they can be removed while one goes through them.
-func (f *Fold) doubtful() []*Member { return slices.Collect(maps.Values(f.doubted)) }
+// suspects lists the members whose record was lost, so that they can be removed while one goes through them.
+func (f *Fold) suspects() []*Member { return slices.Collect(maps.Values(f.suspected)) }

@@ -22,7 +22,7 @@ func leased(service, id, address string, revision, lease int64, change ...func(*
 
 // states lists the members of a service with their states.
 func states(f *Fold, service string) string {
-	f.Eligible(service)
+	f.Eligible(service, epoch)
 	var list []string
 	for _, m := range f.Members(service) {
 		list = append(list, m.Endpoint.ID+" "+string(m.Verdict.State))
@@ -72,11 +72,11 @@ func TestLeftOrLost(t *testing.T) {
 		}, "a suspect, b ready, c ready"},
 		"lost, and answers": {func(f *Fold) {
 			step(f, del("s", "a", 5))
-			f.Probed(endpointOf(f, "s", "a"), true, none)
+			f.Probed(endpointOf(f, "s", "a"), true, epoch, none)
 		}, "a suspect, b ready, c ready"},
 		"lost, and does not answer": {func(f *Fold) {
 			step(f, del("s", "a", 5))
-			f.Probed(endpointOf(f, "s", "a"), false, none)
+			f.Probed(endpointOf(f, "s", "a"), false, epoch, none)
 		}, "b ready, c ready"},
 		"lost, and refuses": {func(f *Fold) {
 			step(f, del("s", "a", 5))
@@ -106,8 +106,8 @@ func TestLeftOrLost(t *testing.T) {
 		"refuses": {func(f *Fold) { f.Refused(endpointOf(f, "s", "a"), epoch, none) }, "a ejected, b ready, c ready"},
 		"refuses, and answers": {func(f *Fold) {
 			f.Refused(endpointOf(f, "s", "a"), epoch, none)
-			f.Probed(endpointOf(f, "s", "a"), false, none)
-			f.Probed(endpointOf(f, "s", "a"), true, none)
+			f.Probed(endpointOf(f, "s", "a"), false, epoch, none)
+			f.Probed(endpointOf(f, "s", "a"), true, epoch, none)
 		}, "a ready, b ready, c ready"},
 		"refuses, and is written anew": {func(f *Fold) {
 			f.Refused(endpointOf(f, "s", "a"), epoch, none)
@@ -170,7 +170,7 @@ func TestBrake(t *testing.T) {
 		t.Errorf("asked about %v", asks)
 	}
 	for i := range 4 {
-		f.Probed(endpointOf(f, "s", fmt.Sprint(i)), false, none)
+		f.Probed(endpointOf(f, "s", fmt.Sprint(i)), false, epoch, none)
 	}
 	f.Expire(epoch.Add(time.Minute), none)
 	if len(f.Brakes()) != 1 || f.Instances() != 6 {
@@ -214,7 +214,7 @@ func TestDoubtBooks(t *testing.T) {
 			case what == 5:
 				f.Answer(int64(rapid.IntRange(1, 3).Draw(t, "lease")), rapid.Bool().Draw(t, "alive"), none)
 			case what == 6 && e != nil:
-				f.Probed(e, rapid.Bool().Draw(t, "answers"), none)
+				f.Probed(e, rapid.Bool().Draw(t, "answers"), now, none)
 			case what == 7 && e != nil:
 				f.Refused(e, now, none)
 			case what == 8:
@@ -231,7 +231,7 @@ func TestDoubtBooks(t *testing.T) {
 				f.Apply(registry.Update{Reset: true, StoreID: store, Revision: revision, Changes: all}, now, none)
 			}
 			serving := map[*pool.Endpoint]bool{}
-			for _, m := range f.Eligible("s") {
+			for _, m := range f.Eligible("s", now) {
 				serving[m.Endpoint] = true
 			}
 			doubted := 0
@@ -240,13 +240,13 @@ func TestDoubtBooks(t *testing.T) {
 				if m.Endpoint.Retired() {
 					t.Fatalf("%s is retired", m.Endpoint.ID)
 				}
-				if lost := m.doubt != nil && m.doubt.lost; lost == there {
+				if lost := m.condition != nil && m.condition.lost.is(); lost == there {
 					t.Fatalf("%s: lost %v, in the store %v", m.Endpoint.ID, lost, there)
 				}
 				if there && c.Instance.State == registry.Draining && serving[m.Endpoint] {
 					t.Fatalf("%s drains and serves", m.Endpoint.ID)
 				}
-				if m.doubt != nil {
+				if m.condition.decisive() != nil {
 					doubted++
 					if f.Doubted()[m.Endpoint] != m {
 						t.Fatalf("%s is in doubt and not known to be", m.Endpoint.ID)
@@ -263,8 +263,8 @@ func TestDoubtBooks(t *testing.T) {
 			}
 		}
 		for _, m := range slices.Clone(f.Members("s")) {
-			if m.doubt != nil && m.doubt.lost {
-				f.Probed(m.Endpoint, false, none)
+			if m.condition != nil && m.condition.lost.is() {
+				f.Probed(m.Endpoint, false, now, none)
 			}
 		}
 		if len(f.Members("s")) != len(stored) {

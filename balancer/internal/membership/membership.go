@@ -12,6 +12,11 @@
 // answers ([Fold.Probed]), because a lease is lost by a pause, a partition or a sick store as well as by a crash. What
 // engages the brake changes nothing in that; it only says so.
 //
+// What is found out about an instance by probing it and by using it is its condition: it may be down, ejected, or not have
+// passed its first check. Condition takes an instance out of the pool and lets it back in, gently ([Policy.SlowStart]); it
+// dies with the endpoint. When it would take out more than half of a pool, the pool has them all: so many are not sick at
+// once, it is who looks at them. What an instance says of itself is never overruled.
+//
 // A Fold may be used by one goroutine at a time.
 package membership
 
@@ -38,7 +43,8 @@ const (
 	Draining State = "draining"
 	Replaced State = "replaced"
 	Suspect  State = "suspect" // its record was lost; it serves while it answers
-	Ejected  State = "ejected" // it refused a connection; it returns when a probe passes
+	Ejected  State = "ejected" // it refused a connection or failed too often; it returns when a probe passes, or in a while
+	Down     State = "down"    // its check fails
 )
 
 // serves reports whether an instance in that state takes new exchanges.
@@ -62,13 +68,13 @@ type Member struct {
 	// CreateRevision and ModRevision are the store's; zero when static.
 	CreateRevision, ModRevision int64
 
-	doubt *doubt // nil is none
+	condition *condition // nil is a good one
 }
 
 // Since is when the verdict came about, as far as that is known.
 func (m *Member) Since() time.Time {
-	if m.doubt != nil {
-		return m.doubt.since
+	if n := m.condition.decisive(); n != nil {
+		return n.since
 	}
 	return m.Instance.RegisteredAt
 }
@@ -87,16 +93,20 @@ type Quarantined struct {
 // Fold is the state of membership. Use [New].
 type Fold struct {
 	services    map[string][]*Member // by id
-	statics     map[string][]*Member // by id, which is the address
+	statics     map[string][]*Member // by id, which is the address; nil before the first SetStatic
 	quarantined map[string]Quarantined
 	instances   int
 	revision    int64
 	storeID     uint64
+	policies    map[string]Policy
+	fresh       []*Member        // see Changes
+	gone        []*pool.Endpoint // likewise
 	doubted     map[*pool.Endpoint]*Member
-	doubts      int
-	suspected   map[pool.Key]*Member // by service and address
-	asking      map[int64][]*Member  // by lease: suspects until the store has answered
-	losses      map[string]*losses   // by service
+	warming     map[*pool.Endpoint]*Member // in their slow start
+	panics      map[string]bool            // services whose pool has everybody
+	suspected   map[pool.Key]*Member       // by service and address
+	asking      map[int64][]*Member        // by lease: suspects until the store has answered
+	losses      map[string]*losses         // by service
 	asks        []Ask
 	leaving     map[*pool.Endpoint]*Member
 	owners      map[netip.AddrPort]*Member // scratch of Eligible
@@ -105,10 +115,11 @@ type Fold struct {
 // New makes an empty fold.
 func New() *Fold {
 	return &Fold{
-		services: map[string][]*Member{}, statics: map[string][]*Member{},
+		services:    map[string][]*Member{},
 		quarantined: map[string]Quarantined{}, owners: map[netip.AddrPort]*Member{},
 		doubted: map[*pool.Endpoint]*Member{}, suspected: map[pool.Key]*Member{}, asking: map[int64][]*Member{},
 		losses: map[string]*losses{}, leaving: map[*pool.Endpoint]*Member{},
+		policies: map[string]Policy{}, warming: map[*pool.Endpoint]*Member{}, panics: map[string]bool{},
 	}
 }
 
@@ -125,6 +136,7 @@ func (f *Fold) Apply(u registry.Update, now time.Time, touched map[string]bool) 
 	if u.Err != nil {
 		return false
 	}
+	first := f.storeID == 0 // those that are there before we are have proven themselves to somebody
 	if u.Reset {
 		elsewhere = f.storeID != 0 && (u.StoreID != f.storeID || u.Revision < f.revision)
 		f.storeID, f.revision = u.StoreID, u.Revision
@@ -132,7 +144,7 @@ func (f *Fold) Apply(u registry.Update, now time.Time, touched map[string]bool) 
 	}
 	f.revision = max(f.revision, u.Revision)
 	for i := range u.Changes {
-		f.change(&u.Changes[i], now, touched)
+		f.change(&u.Changes[i], first, now, touched)
 	}
 	return elsewhere
 }
@@ -157,7 +169,7 @@ func (f *Fold) reset(u registry.Update, elsewhere bool, now time.Time, touched m
 	}
 }
 
-func (f *Fold) change(c *registry.Change, now time.Time, touched map[string]bool) {
+func (f *Fold) change(c *registry.Change, first bool, now time.Time, touched map[string]bool) {
 	switch {
 	case c.Deleted:
 		delete(f.quarantined, c.Key)
@@ -167,7 +179,7 @@ func (f *Fold) change(c *registry.Change, now time.Time, touched map[string]bool
 	case c.Err != nil:
 		f.Quarantine(c, c.Err)
 	case c.Kind == registry.KindInstance:
-		f.put(c, touched)
+		f.put(c, first, now, touched)
 	}
 }
 
@@ -184,7 +196,7 @@ func (f *Fold) Quarantine(c *registry.Change, reason error) {
 // Release takes a key out of quarantine.
 func (f *Fold) Release(key string) { delete(f.quarantined, key) }
 
-func (f *Fold) put(c *registry.Change, touched map[string]bool) {
+func (f *Fold) put(c *registry.Change, first bool, now time.Time, touched map[string]bool) {
 	addr, err := dialable(c.Instance)
 	if err != nil {
 		f.Quarantine(c, err)
@@ -212,18 +224,24 @@ func (f *Fold) put(c *registry.Change, touched map[string]bool) {
 		f.retire(old)
 		m.Endpoint = endpoint(key, c.Instance)
 	}
-	// Being registered ends a suspicion, but says nothing about whether it answers.
+	served := false
 	if found && m.Endpoint == members[at].Endpoint {
-		if old := members[at]; old.doubt != nil && !old.doubt.lost {
-			m.doubt = old.doubt
-			f.doubted[m.Endpoint] = m
-		} else {
-			f.settle(old)
+		old := members[at]
+		served = old.Verdict.State.serves()
+		if m.condition = old.condition; m.condition != nil && m.condition.lost.is() {
+			// Being registered ends a suspicion, but says nothing about whether it answers.
+			delete(f.suspected, place(m.Endpoint))
+			m.condition.lost = note{}
 		}
+	} else if f.checked(m) && !first {
+		m.condition = &condition{unproven: note{now, c.ModRevision, "its check has not passed yet"}}
 	}
 	m.Verdict = verdict(m)
 	members[at] = m
-	touched[c.Service] = true
+	if m.Verdict.State.serves() && !served && !first {
+		f.warm(m, now)
+	}
+	f.changed(m, touched)
 	if m.Verdict.State == Draining && m.Instance.DrainAck {
 		f.leaving[m.Endpoint] = m
 	} else {
@@ -237,8 +255,14 @@ func (f *Fold) put(c *registry.Change, touched map[string]bool) {
 // retire ends the endpoint of a member that goes.
 func (f *Fold) retire(m *Member) {
 	m.Endpoint.Retire()
+	if m.condition != nil && m.condition.lost.is() {
+		delete(f.suspected, place(m.Endpoint))
+	}
+	m.condition = nil
 	delete(f.leaving, m.Endpoint)
-	f.settle(m)
+	delete(f.doubted, m.Endpoint)
+	delete(f.warming, m.Endpoint)
+	f.gone = append(f.gone, m.Endpoint)
 }
 
 // Leaving are the endpoints whose instances drain and wait for an acknowledgement, with their members. It is the caller's to
@@ -277,8 +301,8 @@ func (f *Fold) remove(service, id string, touched map[string]bool) {
 
 // SetStatic replaces the static instances of all services. Those that cannot be dialled are left out and named in the
 // error.
-func (f *Fold) SetStatic(services map[string][]registry.Instance, touched map[string]bool) error {
-	old := f.statics
+func (f *Fold) SetStatic(services map[string][]registry.Instance, now time.Time, touched map[string]bool) error {
+	old, first := f.statics, f.statics == nil
 	f.statics = map[string][]*Member{}
 	for service := range old {
 		touched[service] = true
@@ -307,17 +331,13 @@ func (f *Fold) SetStatic(services map[string][]registry.Instance, touched map[st
 				key.Socket = ""
 			}
 			m := &Member{Instance: &in, Static: true}
-			m.Verdict = verdict(m)
 			if i, kept := find(old[service], in.Address); kept {
-				m.Endpoint, m.doubt = old[service][i].Endpoint, old[service][i].doubt
-				if m.doubt != nil {
-					f.doubted[m.Endpoint] = m
-					m.Verdict = verdict(m)
-				}
+				m.Endpoint, m.condition = old[service][i].Endpoint, old[service][i].condition
 				old[service] = slices.Delete(old[service], i, i+1)
-			} else {
-				m.Endpoint = pool.NewEndpoint(key)
+			} else if m.Endpoint = pool.NewEndpoint(key); !first && f.policies[service].Check {
+				m.condition = &condition{unproven: note{since: now, reason: "its check has not passed yet"}}
 			}
+			f.changed(m, touched)
 			members = slices.Insert(members, at, m)
 		}
 		f.statics[service] = members
@@ -332,28 +352,19 @@ func (f *Fold) SetStatic(services map[string][]registry.Instance, touched map[st
 
 // verdict judges an instance by itself.
 func verdict(m *Member) Verdict {
-	v := Verdict{Revision: m.ModRevision}
-	if d := m.doubt; d != nil {
-		v = Verdict{Ejected, d.reason, d.revision}
-		if d.lost {
-			v.State = Suspect
-		}
-	}
 	switch m.Instance.State {
 	case registry.Starting:
-		v.State, v.Reason = Starting, "it says it is starting"
+		return Verdict{Starting, "it says it is starting", m.ModRevision}
 	case registry.Draining:
-		v.State, v.Reason = Draining, "it says it is draining"
-	default:
-		switch {
-		case m.doubt != nil:
-		case m.Static:
-			v.State, v.Reason = Ready, "listed in the configuration file"
-		default:
-			v.State, v.Reason = Ready, "registered"
-		}
+		return Verdict{Draining, "it says it is draining", m.ModRevision}
 	}
-	return v
+	if n := m.condition.decisive(); n != nil {
+		return Verdict{m.condition.state(), n.reason, n.revision}
+	}
+	if m.Static {
+		return Verdict{Ready, "listed in the configuration file", 0}
+	}
+	return Verdict{Ready, "registered", m.ModRevision}
 }
 
 // Members lists the members of a service by id, verdicts included. The result is the caller's to read, until the next
@@ -371,9 +382,9 @@ func (f *Fold) Members(service string) []*Member {
 	})
 }
 
-// Eligible judges the members of a service against one another and returns those that take new exchanges, by id, as a
-// pool wants them.
-func (f *Fold) Eligible(service string) []pool.Member {
+// Eligible judges the members of a service against one another and returns those that take new exchanges at the time now, by
+// id, as a pool wants them.
+func (f *Fold) Eligible(service string, now time.Time) []pool.Member {
 	list := f.Members(service)
 	defer clear(f.owners)
 	for _, m := range list {
@@ -395,10 +406,20 @@ func (f *Fold) Eligible(service string) []pool.Member {
 		}
 		f.owners[m.Endpoint.Address] = m
 	}
+	everybody := f.panic(service, list)
+	all := true // that serve are in their slow start
 	members := make([]pool.Member, 0, len(f.owners))
 	for _, m := range list {
-		if m.Verdict.State.serves() {
+		if s := m.Verdict.State; s.serves() || everybody && (s == Down || s == Ejected) {
 			members = append(members, pool.Member{Endpoint: m.Endpoint, Weight: m.Instance.EffectiveWeight()})
+			all = all && f.warming[m.Endpoint] != nil
+		}
+	}
+	if !all && len(f.warming) > 0 {
+		for i := range members {
+			if m := f.warming[members[i].Endpoint]; m != nil {
+				members[i].Weight = f.warmed(m, members[i].Weight, now)
+			}
 		}
 	}
 	return members

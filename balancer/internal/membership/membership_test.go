@@ -52,7 +52,7 @@ func step(f *Fold, changes ...registry.Change) map[string]bool {
 
 func eligible(f *Fold, service string) string {
 	var ids []string
-	for _, m := range f.Eligible(service) {
+	for _, m := range f.Eligible(service, epoch) {
 		ids = append(ids, fmt.Sprintf("%s=%s*%d", m.Endpoint.ID, m.Endpoint.Name, m.Weight))
 	}
 	return strings.Join(ids, " ")
@@ -163,12 +163,12 @@ func TestStatic(t *testing.T) {
 	f := New()
 	in := func(a string) registry.Instance { return registry.Instance{Service: "s", ID: a, Address: a} }
 	touched := map[string]bool{}
-	if err := f.SetStatic(map[string][]registry.Instance{"s": {in("10.0.0.1:80"), in("10.0.0.2:80")}}, touched); err != nil || !touched["s"] {
+	if err := f.SetStatic(map[string][]registry.Instance{"s": {in("10.0.0.1:80"), in("10.0.0.2:80")}}, epoch, touched); err != nil || !touched["s"] {
 		t.Fatal(err, touched)
 	}
 	step(f, put("s", "a", "10.0.0.3:80", 1))
 	kept, gone := f.Members("s")[0].Endpoint, f.Members("s")[1].Endpoint
-	err := f.SetStatic(map[string][]registry.Instance{"s": {in("10.0.0.1:80"), in("169.254.1.1:80")}}, touched)
+	err := f.SetStatic(map[string][]registry.Instance{"s": {in("10.0.0.1:80"), in("169.254.1.1:80")}}, epoch, touched)
 	if err == nil || !strings.Contains(err.Error(), "169.254.1.1") {
 		t.Errorf("error %v", err)
 	}
@@ -218,7 +218,7 @@ func TestFoldEqualsReset(t *testing.T) {
 		touched := map[string]bool{}
 		fresh.Apply(registry.Update{Reset: true, Revision: revision, Changes: all}, epoch, touched)
 		for _, service := range []string{"s", "t"} {
-			a, b := f.Eligible(service), fresh.Eligible(service)
+			a, b := f.Eligible(service, epoch), fresh.Eligible(service, epoch)
 			same := slices.EqualFunc(a, b, func(x, y pool.Member) bool { return x.Endpoint.Key == y.Endpoint.Key && x.Weight == y.Weight })
 			if !same {
 				t.Fatalf("%s: folded %q, from scratch %q", service, eligible(f, service), eligible(fresh, service))
@@ -255,7 +255,7 @@ func BenchmarkChange(b *testing.B) {
 				n++
 				service := fmt.Sprint("s", n%services)
 				step(f, put(service, "7", fmt.Sprintf("10.%d.%d.7:80", n%services>>8, n%services&255), int64(n)))
-				f.Eligible(service)
+				f.Eligible(service, epoch)
 			}
 		})
 	}

@@ -38,6 +38,7 @@ type exchange struct {
 	out  []byte    // the request as it goes upstream; later the head of the answer as it goes to the client; nil between
 	keep bool      // the client connection goes on after this exchange
 
+	pool   *pool.Pool     // whose endpoints are tried
 	load   *pool.Endpoint // counts this exchange
 	queue  *queue         // of those who wait for load's service; nil when nobody can
 	body   body
@@ -267,6 +268,7 @@ func (x *exchange) scratch() []byte {
 
 // attempts tries endpoints until one answers or there is no use in going on.
 func (x *exchange) attempts(pl *pool.Pool, headIn time.Duration) (keep bool) {
+	x.pool = pl
 	s, service := pl.SettingsOf(), pl.Service
 	service.Earn(x.retries.Budget)
 	var headBy time.Time
@@ -296,7 +298,7 @@ func (x *exchange) attempts(pl *pool.Pool, headIn time.Duration) (keep bool) {
 		}
 		why = outcome.failure
 		if why.reason.upstream() {
-			e.Stats().Record(0, x.loop.Now().Sub(x.rec.Start))
+			x.record(e, s, 0, x.loop.Now().Sub(x.rec.Start))
 		}
 		if !outcome.again || expired(x.deadline, x.loop.Now()) || expired(headBy, x.loop.Now()) {
 			break
@@ -400,10 +402,18 @@ func (x *exchange) done() {
 	service.Count(r.Method, r.Status)
 	service.Stats().Record(r.Status, r.Duration)
 	if r.Endpoint != nil && r.UpstreamStatus != 0 {
-		r.Endpoint.Stats().Record(r.UpstreamStatus, r.Upstream)
+		x.record(r.Endpoint, x.pool.SettingsOf(), r.UpstreamStatus, r.Upstream)
 	}
 	if x.proxy.observer != nil {
 		x.proxy.observer.Done(r)
+	}
+}
+
+// record counts the outcome of an attempt, and tells who wants to know when the endpoint has failed too often.
+func (x *exchange) record(e *pool.Endpoint, s *pool.Settings, status int, took time.Duration) {
+	n := e.Stats().Record(status, took)
+	if n > 0 && s.Failures > 0 && n%s.Failures == 0 && x.proxy.observer != nil {
+		x.proxy.observer.Failing(e)
 	}
 }
 

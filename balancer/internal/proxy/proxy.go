@@ -91,6 +91,8 @@ type Observer interface {
 	Done(r *Record)
 	// Refused is told, on the loop as well, that an endpoint has refused a connection.
 	Refused(e *pool.Endpoint)
+	// Failing is told likewise that an endpoint has failed as often in a row as its pool allows, or a multiple of that.
+	Failing(e *pool.Endpoint)
 }
 
 // Record says what became of an exchange.

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,9 +57,12 @@ type rig struct {
 
 	mu      sync.Mutex
 	records []Record
+
+	failing atomic.Int32 // calls of Failing
 }
 
 func (r *rig) Refused(*pool.Endpoint) {}
+func (r *rig) Failing(*pool.Endpoint) { r.failing.Add(1) }
 
 func (r *rig) Done(rec *Record) {
 	if r.done != nil {

@@ -1,0 +1,307 @@
+package membership
+
+import (
+	"time"
+
+	"github.com/rota-lb/rota/balancer/pool"
+)
+
+// Policy is what a service wants of its condition to be made. The zero value has the defaults.
+type Policy struct {
+	// Check says that instances are checked which do not ask for it themselves.
+	Check bool
+	// SlowStart is how long an instance that enters a pool takes to get its whole share, from a tenth on. Zero is
+	// DefaultSlowStart, less is at once.
+	SlowStart time.Duration
+	// Panic is the percentage of a pool below which the healthy ones are not left alone. Zero is DefaultPanic, less is never.
+	Panic int
+}
+
+// The values of fields of [Policy] that are zero.
+const (
+	DefaultSlowStart = 10 * time.Second
+	DefaultPanic     = 50
+)
+
+// condition is what was found out about an instance. Few have one at a time, so it is kept apart.
+type condition struct {
+	lost     note // its record is gone without intent
+	refused  note // it refused a connection: until a probe passes
+	failing  note // too many of its answers were failures: for a while
+	down     note // its check fails
+	unproven note // its check has not passed yet
+	entered  time.Time
+}
+
+// note says since when something is so and why. The zero note says that it is not.
+type note struct {
+	since    time.Time
+	revision int64
+	reason   string
+}
+
+func (n *note) is() bool { return n.reason != "" }
+
+// state is what a condition makes of an instance that says it is ready.
+func (c *condition) state() State {
+	switch {
+	case c == nil:
+	case c.unproven.is():
+		return Starting
+	case c.down.is():
+		return Down
+	case c.refused.is(), c.failing.is():
+		return Ejected
+	case c.lost.is():
+		return Suspect
+	}
+	return Ready
+}
+
+// decisive is the note that makes the state; nil when it is Ready.
+func (c *condition) decisive() *note {
+	if c != nil {
+		for _, n := range []*note{&c.unproven, &c.down, &c.refused, &c.failing, &c.lost} {
+			if n.is() {
+				return n
+			}
+		}
+	}
+	return nil
+}
+
+// SetPolicy says what holds for a service from now on.
+func (f *Fold) SetPolicy(service string, p Policy) {
+	if p == (Policy{}) {
+		delete(f.policies, service)
+		return
+	}
+	f.policies[service] = p
+}
+
+// checked reports whether a member has a check.
+func (f *Fold) checked(m *Member) bool {
+	return m.Instance.Check != nil || f.policies[m.Endpoint.Service].Check
+}
+
+func (f *Fold) conditionOf(m *Member) *condition {
+	if m.condition == nil {
+		m.condition = &condition{}
+	}
+	return m.condition
+}
+
+// changed judges a member anew, and notes that it is to be looked at.
+func (f *Fold) changed(m *Member, touched map[string]bool) {
+	if m.condition != nil && m.condition.decisive() == nil && m.condition.entered.IsZero() {
+		m.condition = nil
+	}
+	if m.condition.decisive() != nil {
+		f.doubted[m.Endpoint] = m
+	} else {
+		delete(f.doubted, m.Endpoint)
+	}
+	if f.warming[m.Endpoint] != nil {
+		f.warming[m.Endpoint] = m
+	}
+	m.Verdict = verdict(m)
+	f.fresh = append(f.fresh, m)
+	touched[m.Endpoint.Service] = true
+}
+
+// improve changes the condition of a member for the better, and begins its slow start if it serves by that.
+func (f *Fold) improve(m *Member, now time.Time, touched map[string]bool, change func(*condition)) {
+	served := m.Verdict.State.serves()
+	change(m.condition)
+	f.changed(m, touched)
+	if !served && m.Verdict.State.serves() {
+		f.warm(m, now)
+	}
+}
+
+// Probed takes in the outcome of a probe. A suspect that does not answer goes; one that had refused a connection and
+// answers returns.
+func (f *Fold) Probed(e *pool.Endpoint, ok bool, now time.Time, touched map[string]bool) {
+	m := f.doubted[e]
+	switch {
+	case m == nil:
+	case m.condition.lost.is() && !ok:
+		f.remove(e.Service, e.ID, touched)
+	case m.condition.refused.is() && ok:
+		f.improve(m, now, touched, func(c *condition) { c.refused = note{} })
+	}
+}
+
+// Checked takes in what the check of an endpoint has shown, and why. What has been shown before changes nothing.
+func (f *Fold) Checked(e *pool.Endpoint, up bool, reason string, now time.Time, touched map[string]bool) {
+	m := f.Member(e)
+	if m == nil {
+		return
+	}
+	switch c := m.condition; {
+	case up && c != nil && (c.down.is() || c.unproven.is()):
+		f.improve(m, now, touched, func(c *condition) { c.down, c.unproven = note{}, note{} })
+	case !up && (c == nil || !c.down.is() && !c.unproven.is()):
+		f.conditionOf(m).down = note{now, f.revision, "its check fails: " + reason}
+		f.changed(m, touched)
+	}
+}
+
+// Unchecked takes in that an endpoint has no check any more.
+func (f *Fold) Unchecked(e *pool.Endpoint, now time.Time, touched map[string]bool) {
+	f.Checked(e, true, "", now, touched)
+}
+
+// Unproven reports whether the first check of an endpoint has yet to pass.
+func (f *Fold) Unproven(e *pool.Endpoint) bool {
+	m := f.doubted[e]
+	return m != nil && m.condition.unproven.is()
+}
+
+// HasCheck reports whether the policy of a service has a check.
+func (f *Fold) HasCheck(service string) bool { return f.policies[service].Check }
+
+// Member is the member of an endpoint, nil if it has gone.
+func (f *Fold) Member(e *pool.Endpoint) *Member {
+	for _, list := range [][]*Member{f.services[e.Service], f.statics[e.Service]} {
+		if at, found := find(list, e.ID); found && list[at].Endpoint == e {
+			return list[at]
+		}
+	}
+	return nil
+}
+
+// Probe reports whether it has to be found out soon how the member is, whether it has a check or not.
+func (m *Member) Probe() bool {
+	c := m.condition
+	return c != nil && (c.lost.is() || c.refused.is() || c.unproven.is())
+}
+
+// Refused takes in that an endpoint refused a connection. A suspect goes. Any other is ejected until a probe passes, unless
+// half of its service is out already.
+func (f *Fold) Refused(e *pool.Endpoint, now time.Time, touched map[string]bool) {
+	if m := f.doubted[e]; m != nil && m.condition.lost.is() {
+		f.remove(e.Service, e.ID, touched)
+		return
+	}
+	if m := f.expendable(e); m != nil {
+		f.conditionOf(m).refused = note{now, f.revision, "it refused a connection"}
+		f.changed(m, touched)
+	}
+}
+
+// Failing ejects a member for failing, and reports whether it did: not when half of its service is out already, or when it
+// serves no more.
+func (f *Fold) Failing(e *pool.Endpoint, reason string, now time.Time, touched map[string]bool) bool {
+	m := f.expendable(e)
+	if m == nil {
+		return false
+	}
+	f.conditionOf(m).failing = note{now, f.revision, reason}
+	f.changed(m, touched)
+	return true
+}
+
+// Readmit ends what Failing has begun.
+func (f *Fold) Readmit(e *pool.Endpoint, now time.Time, touched map[string]bool) {
+	if m := f.doubted[e]; m != nil && m.condition.failing.is() {
+		f.improve(m, now, touched, func(c *condition) { c.failing = note{} })
+	}
+}
+
+// expendable is the member of an endpoint if it is ready and may be ejected: at most half of those of its service that want
+// to serve may be out.
+func (f *Fold) expendable(e *pool.Endpoint) (m *Member) {
+	meant, out := 0, 0
+	for _, o := range f.Members(e.Service) {
+		switch o.Verdict.State {
+		case Ejected, Down:
+			out++
+			meant++
+		case Ready, Suspect:
+			meant++
+		}
+		if o.Endpoint == e && o.Verdict.State == Ready {
+			m = o
+		}
+	}
+	if 2*(out+1) > meant {
+		return nil
+	}
+	return m
+}
+
+// panic reports whether so few of those who mean to serve are in a good condition that all are to serve.
+func (f *Fold) panic(service string, list []*Member) bool {
+	share := f.policies[service].Panic
+	if share == 0 {
+		share = DefaultPanic
+	}
+	good, meant := 0, 0
+	for _, m := range list {
+		switch s := m.Verdict.State; {
+		case s.serves():
+			good++
+			meant++
+		case s == Down || s == Ejected:
+			meant++
+		}
+	}
+	if good*100 >= share*meant {
+		delete(f.panics, service)
+		return false
+	}
+	f.panics[service] = true
+	return true
+}
+
+// Panics are the services whose pool has everybody, whatever their condition. It is the caller's to read until the next
+// change.
+func (f *Fold) Panics() map[string]bool { return f.panics }
+
+// warm begins the slow start of a member.
+func (f *Fold) warm(m *Member, now time.Time) {
+	if f.policies[m.Endpoint.Service].SlowStart >= 0 {
+		f.conditionOf(m).entered = now
+		f.warming[m.Endpoint] = m
+	}
+}
+
+// warmed is what a member in its slow start has of its weight.
+func (f *Fold) warmed(m *Member, weight int, now time.Time) int {
+	whole := f.slowStart(m)
+	share := max(whole/10, min(now.Sub(m.condition.entered), whole))
+	return int(max(min(int64(weight), 1), int64(weight)*int64(share)/int64(whole)))
+}
+
+func (f *Fold) slowStart(m *Member) time.Duration {
+	if d := f.policies[m.Endpoint.Service].SlowStart; d > 0 {
+		return d
+	}
+	return DefaultSlowStart
+}
+
+// cool ends slow starts, and has the pools of those built anew that are in theirs.
+func (f *Fold) cool(now time.Time, touched map[string]bool) {
+	for e, m := range f.warming {
+		touched[e.Service] = true
+		if now.Sub(m.condition.entered) >= f.slowStart(m) {
+			delete(f.warming, e)
+			if m.condition.entered = (time.Time{}); m.condition.decisive() == nil {
+				m.condition = nil
+			}
+		}
+	}
+}
+
+// Changes returns the members that have come or changed since the last call, and the endpoints that have gone. A member may
+// be listed more than once, and have gone.
+func (f *Fold) Changes() (fresh []*Member, gone []*pool.Endpoint) {
+	fresh, gone = f.fresh, f.gone
+	f.fresh, f.gone = nil, nil
+	return fresh, gone
+}
+
+// Doubted are the endpoints whose condition is not good, with their members. It is the caller's to read until the next
+// change.
+func (f *Fold) Doubted() map[*pool.Endpoint]*Member { return f.doubted }
