@@ -10,6 +10,7 @@
 package balancer
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -129,6 +130,7 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 	b.metrics = telemetry.NewMetrics(o.Version, b.sample)
 	b.control = control.New(control.Options{
 		Registry: o.Registry, Store: &b.store, Logger: o.Logger, Published: b.metrics.EventToRoute, Self: b.self(),
+		Snapshot: cfg.Snapshot.Path, Prefix: cmp.Or(cfg.Etcd.Prefix, registry.DefaultPrefix),
 	}, cfg.Dynamic)
 	b.proxy = proxy.New(&b.store, settings(cfg.Dynamic), observer{b.access, b.control})
 	b.guard = &proxy.Guard{Lag: cfg.Limits.ShedAfter(), Memory: int64(cfg.Limits.Memory), Waiting: b.engine.Lag}

@@ -15,6 +15,7 @@ type Static struct {
 	Etcd      Etcd       `yaml:"etcd"`
 	Listeners []Listener `yaml:"listeners"`
 	Admin     Admin      `yaml:"admin"`
+	Snapshot  Snapshot   `yaml:"snapshot"`
 	// Engine is "loops" (epoll, Linux only) or "goroutines"; empty is the first where it runs, else the second.
 	Engine string `yaml:"engine"`
 	// Loops is the number of event loops; zero means one per CPU.
@@ -60,6 +61,11 @@ type Etcd struct {
 	Key                string        `yaml:"key"`
 	InsecureSkipVerify bool          `yaml:"insecure_skip_verify"`
 	DialTimeout        time.Duration `yaml:"dial_timeout"` // default 2s
+}
+
+// Snapshot is the last good content of the registry, kept for a start while etcd is away.
+type Snapshot struct {
+	Path string `yaml:"path"` // of the file; its directory is made; empty is none
 }
 
 // Listener is a bound address.

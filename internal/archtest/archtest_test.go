@@ -70,11 +70,13 @@ var table = []row{
 		outside: []string{"go.yaml.in/yaml/v4/..."},
 	},
 	{pkg: "balancer/internal/membership", module: []string{"registry", "balancer/pool"}},
+	{pkg: "balancer/internal/snapshot", module: []string{"registry"}},
 	{pkg: "balancer/internal/health", module: []string{"balancer/pool"}, outside: []string{"google.golang.org/grpc/..."}},
 	{
 		pkg: "balancer/internal/control",
 		module: []string{
-			"registry", "config", "balancer/internal/membership", "balancer/internal/health", "balancer/internal/route",
+			"registry", "config", "balancer/internal/membership", "balancer/internal/snapshot", "balancer/internal/health",
+			"balancer/internal/route",
 			"balancer/pool",
 		},
 		outside: []string{zap},

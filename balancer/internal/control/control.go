@@ -49,6 +49,8 @@ type Options struct {
 	// Self is this balancer as it shows itself in the registry, if that is a [registry.Balancers]; without an id it does
 	// not.
 	Self registry.Balancer
+	// Snapshot is the file that the content of the registry is kept in; empty is none. Prefix is that of the registry's keys.
+	Snapshot, Prefix string
 	// Published is told, in the loop, how long the oldest change in a table waited since it came in; nil is nobody.
 	Published func(waited time.Duration)
 }
@@ -98,6 +100,8 @@ type Controller struct {
 	refused []*pool.Endpoint // in the last second
 	asking  sync.WaitGroup
 
+	snapshot keeping
+
 	presence registry.Presence // nil until there is one
 	acked    map[*pool.Endpoint]bool
 	closing  []*pool.Endpoint // are in no pool of the next table
@@ -120,6 +124,7 @@ type Counters struct {
 
 type kv[T any] struct {
 	value    T
+	raw      []byte
 	key      string
 	created  int64
 	modified int64
@@ -196,6 +201,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	defer second.Stop()
 	drain := time.NewTimer(time.Hour)
 	defer drain.Stop()
+	restore := time.NewTimer(restoreAfter)
+	defer restore.Stop()
+	defer c.saveLast()
 	defer c.leave()
 	for {
 		tick := false
@@ -207,8 +215,14 @@ func (c *Controller) Run(ctx context.Context) error {
 		case <-second.C:
 			tick = true
 			c.expire(time.Now())
+			c.save(time.Now())
 		case <-settle.C:
 		case <-drain.C:
+		case <-restore.C:
+			c.restore("the registry has not answered yet")
+			if c.snapshot.gated() {
+				restore.Reset(gateTime)
+			}
 		}
 		c.look(time.Now())
 		c.doubt(ctx, tick)
@@ -317,11 +331,12 @@ func (c *Controller) update(u *registry.Update) {
 		}
 		c.link = u.Err
 		c.counters.Connected.Store(false)
+		c.restore(u.Err.Error())
 		return
 	}
 	now := time.Now()
 	c.counters.LastSync.Store(now.UnixNano())
-	if c.link != nil || !c.synced {
+	if c.link != nil || !c.synced || c.snapshot.serving {
 		c.Logger.Info("registry in sync", zap.Int64("revision", u.Revision), zap.Int("keys", len(u.Changes)))
 		c.link, c.linkedAt = nil, now
 	}
@@ -335,6 +350,7 @@ func (c *Controller) update(u *registry.Update) {
 			c.counters.Synced.Store(true)
 		}
 	}
+	c.snapshot.begun(u)
 	was, revision := c.storeID, c.fold.Revision()
 	elsewhere := c.fold.Apply(*u, now, c.touched)
 	if elsewhere {
@@ -415,7 +431,7 @@ func (c *Controller) setRoute(ch *registry.Change) {
 		return
 	}
 	r.Name = ch.ID
-	c.etcd[ch.ID] = kv[config.Route]{r, ch.Key, ch.CreateRevision, ch.ModRevision, false}
+	c.etcd[ch.ID] = kv[config.Route]{r, ch.Value, ch.Key, ch.CreateRevision, ch.ModRevision, false}
 	c.fold.Release(ch.Key)
 	c.reroute = true
 }
@@ -437,7 +453,7 @@ func (c *Controller) setPolicy(ch *registry.Change) {
 		c.setAside(ch, err)
 		return
 	}
-	c.policies[ch.Service] = kv[config.Service]{p, ch.Key, ch.CreateRevision, ch.ModRevision, false}
+	c.policies[ch.Service] = kv[config.Service]{p, ch.Value, ch.Key, ch.CreateRevision, ch.ModRevision, false}
 	c.fold.Release(ch.Key)
 	c.applyPolicy(ch.Service)
 }
@@ -465,7 +481,9 @@ func (c *Controller) setAside(ch *registry.Change, err error) {
 	c.Logger.Warn("key set aside, its last good value stays", zap.String("key", ch.Key), zap.Error(err))
 }
 
-func (c *Controller) dirty() bool { return c.synced && (c.reroute || len(c.touched) > 0) }
+func (c *Controller) dirty() bool {
+	return c.synced && !c.snapshot.gated() && (c.reroute || len(c.touched) > 0)
+}
 
 // service returns the entry of a service, made when it is first spoken of.
 func (c *Controller) service(name string) *service {

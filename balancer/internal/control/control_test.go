@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ type rig struct {
 	client  *memory.Client
 	control *Controller
 	store   *route.Store
+	stop    func() // after run; at the end of the test by itself
 }
 
 func start(t *testing.T, d config.Dynamic) *rig {
@@ -39,12 +41,13 @@ func (r *rig) run() *rig {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- r.control.Run(ctx) }()
-	r.t.Cleanup(func() {
+	r.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			r.t.Error(err)
 		}
 	})
+	r.t.Cleanup(r.stop)
 	return r
 }
 

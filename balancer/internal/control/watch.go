@@ -142,6 +142,7 @@ func (c *Controller) probed(r health.Result) {
 		return
 	}
 	c.send(message{at: r.At, call: func() {
+		delete(c.snapshot.gate, r.Endpoint)
 		w := c.watches[r.Endpoint]
 		if w == nil || !w.probed {
 			return

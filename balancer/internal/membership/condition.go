@@ -30,6 +30,7 @@ type condition struct {
 	failing  note // too many of its answers were failures: for a while
 	down     note // its check fails
 	unproven note // its check has not passed yet
+	restored note // from a snapshot, and has not answered yet
 	entered  time.Time
 }
 
@@ -46,7 +47,7 @@ func (n *note) is() bool { return n.reason != "" }
 func (c *condition) state() State {
 	switch {
 	case c == nil:
-	case c.unproven.is():
+	case c.unproven.is(), c.restored.is():
 		return Starting
 	case c.down.is():
 		return Down
@@ -61,7 +62,7 @@ func (c *condition) state() State {
 // decisive is the note that makes the state; nil when it is Ready.
 func (c *condition) decisive() *note {
 	if c != nil {
-		for _, n := range []*note{&c.unproven, &c.down, &c.refused, &c.failing, &c.lost} {
+		for _, n := range []*note{&c.unproven, &c.restored, &c.down, &c.refused, &c.failing, &c.lost} {
 			if n.is() {
 				return n
 			}
@@ -127,8 +128,8 @@ func (f *Fold) Probed(e *pool.Endpoint, ok bool, now time.Time, touched map[stri
 	case m == nil:
 	case m.condition.lost.is() && !ok:
 		f.remove(e.Service, e.ID, touched)
-	case m.condition.refused.is() && ok:
-		f.improve(m, now, touched, func(c *condition) { c.refused = note{} })
+	case (m.condition.refused.is() || m.condition.restored.is()) && ok:
+		f.improve(m, now, touched, func(c *condition) { c.refused, c.restored = note{}, note{} })
 	}
 }
 
@@ -174,7 +175,7 @@ func (f *Fold) Member(e *pool.Endpoint) *Member {
 // Probe reports whether it has to be found out soon how the member is, whether it has a check or not.
 func (m *Member) Probe() bool {
 	c := m.condition
-	return c != nil && (c.lost.is() || c.refused.is() || c.unproven.is())
+	return c != nil && (c.lost.is() || c.refused.is() || c.unproven.is() || c.restored.is())
 }
 
 // Refused takes in that an endpoint refused a connection. A suspect goes. Any other is ejected until a probe passes, unless

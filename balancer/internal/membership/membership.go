@@ -149,6 +149,35 @@ func (f *Fold) Apply(u registry.Update, now time.Time, touched map[string]bool) 
 	return elsewhere
 }
 
+// Restore begins with what a snapshot holds of a store, instead of nothing. None of its instances serves until it has answered
+// a probe, or the store has it.
+func (f *Fold) Restore(u registry.Update, now time.Time, touched map[string]bool) {
+	f.Apply(u, now, touched)
+	for _, members := range f.services {
+		for _, m := range members {
+			f.conditionOf(m).restored = note{now, m.ModRevision, "known from the snapshot; it has not answered yet"}
+			f.changed(m, touched)
+		}
+	}
+}
+
+// Records are the registered instances that have not said that they leave, for a snapshot. The changes are the caller's; the
+// instances are not to be changed.
+func (f *Fold) Records() []registry.Change {
+	list := make([]registry.Change, 0, f.instances)
+	for _, members := range f.services {
+		for _, m := range members {
+			if m.Instance.State != registry.Draining {
+				list = append(list, registry.Change{
+					Kind: registry.KindInstance, Key: m.Key, Service: m.Endpoint.Service, ID: m.Endpoint.ID, Instance: m.Instance,
+					Lease: m.Lease, CreateRevision: m.CreateRevision, ModRevision: m.ModRevision,
+				})
+			}
+		}
+	}
+	return list
+}
+
 // reset takes in what the complete content does not have.
 func (f *Fold) reset(u registry.Update, elsewhere bool, now time.Time, touched map[string]bool) {
 	present := make(map[string]bool, len(u.Changes))
@@ -232,6 +261,9 @@ func (f *Fold) put(c *registry.Change, first bool, now time.Time, touched map[st
 			// Being registered ends a suspicion, but says nothing about whether it answers.
 			delete(f.suspected, place(m.Endpoint))
 			m.condition.lost = note{}
+		}
+		if m.condition != nil {
+			m.condition.restored = note{} // the registry knows it
 		}
 	} else if f.checked(m) && !first {
 		m.condition = &condition{unproven: note{now, c.ModRevision, "its check has not passed yet"}}
