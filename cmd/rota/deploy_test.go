@@ -86,6 +86,57 @@ func (c *clients) end(t *testing.T) int64 {
 	return c.done.Load()
 }
 
+// serveInstance runs an instance of cart, and returns when it is registered. What it returns stops it and waits.
+func serveInstance(t *testing.T, etcd *etcdtest.Server, i int, pause time.Duration, o registry.ServeOptions) (stop func()) {
+	t.Helper()
+	client, err := registryetcd.Connect(registryetcd.Options{Endpoints: etcd.Endpoints(), TTL: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	registered, served := make(chan registry.Registration, 1), make(chan error, 1)
+	o.Advertise = registry.Advertise{AllowLoopback: true}
+	o.Registered = func(r registry.Registration) { registered <- r }
+	srv := &http.Server{Addr: "127.0.0.1:0", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-time.After(pause):
+			io.WriteString(w, "done")
+		case <-r.Context().Done():
+		}
+	})}
+	go func() { served <- o.Serve(ctx, client, srv, registry.Instance{Service: "cart", ID: fmt.Sprint(i)}) }()
+	limit, done := context.WithTimeout(ctx, 20*time.Second)
+	defer done()
+	select {
+	case r := <-registered:
+		if err := registry.WaitRegistered(limit, r); err != nil {
+			t.Fatal(err)
+		}
+	case err := <-served:
+		t.Fatal(err)
+	}
+	return func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Errorf("instance %d: %v", i, err)
+		}
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// ready waits until so many instances of cart are ready for a daemon, and returns how long that took.
+func ready(t *testing.T, admin string, n int) time.Duration {
+	t.Helper()
+	began := time.Now()
+	until(t, fmt.Sprint(n, " instances that are ready"), func() bool {
+		code, body, _ := get(t, admin, admin, "/api/v1/services/cart")
+		return code == 200 && strings.Count(body, `"state": "`) == n && strings.Count(body, `"state": "ready"`) == n
+	})
+	return time.Since(began)
+}
+
 // Ten instances are replaced, one after the other, again and again, while every one has requests in flight that take long,
 // through three balancers, of which one is killed half-way. No request fails; an instance leaves when every balancer that
 // lives has acknowledged, and never later than its deadline.
@@ -104,51 +155,12 @@ func TestDeploy(t *testing.T) {
 
 	core, logs := observer.New(zapcore.WarnLevel)
 	var slowest atomic.Int64
-	// start runs an instance; what it returns stops it and waits.
-	start := func(i int) (stop func()) {
-		client, err := registryetcd.Connect(registryetcd.Options{Endpoints: etcd.Endpoints()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		var asked time.Time
-		registered, served := make(chan registry.Registration, 1), make(chan error, 1)
-		o := registry.ServeOptions{
-			ShutdownTimeout: deadline, Logger: zap.New(core), Advertise: registry.Advertise{AllowLoopback: true},
-			Registered: func(r registry.Registration) { registered <- r },
-		}
-		srv := &http.Server{Addr: "127.0.0.1:0", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			select {
-			case <-time.After(pause):
-				io.WriteString(w, "done")
-			case <-r.Context().Done():
-			}
-		})}
-		go func() {
-			served <- o.Serve(ctx, client, srv, registry.Instance{Service: "cart", ID: fmt.Sprint(i)})
-		}()
-		limit, done := context.WithTimeout(ctx, 20*time.Second)
-		defer done()
-		select {
-		case r := <-registered:
-			if err := registry.WaitRegistered(limit, r); err != nil {
-				t.Fatal(err)
-			}
-		case err := <-served:
-			t.Fatal(err)
-		}
+	start := func(i int) func() {
+		stop := serveInstance(t, etcd, i, pause, registry.ServeOptions{ShutdownTimeout: deadline, Logger: zap.New(core)})
 		return func() {
-			asked = time.Now()
-			cancel()
-			if err := <-served; err != nil {
-				t.Errorf("instance %d: %v", i, err)
-			}
-			if took := int64(time.Since(asked)); took > slowest.Load() {
-				slowest.Store(took)
-			}
-			if err := client.Close(); err != nil {
-				t.Error(err)
-			}
+			began := time.Now()
+			stop()
+			slowest.Store(max(slowest.Load(), int64(time.Since(began))))
 		}
 	}
 	stop := make([]func(), instances)
@@ -158,10 +170,7 @@ func TestDeploy(t *testing.T) {
 	var load []*clients
 	for _, b := range balancers {
 		address, admin := b.find(listening), b.find(adminURL)
-		until(t, "every instance", func() bool {
-			code, body, _ := get(t, admin, admin, "/api/v1/services/cart")
-			return code == 200 && strings.Count(body, `"state": "ready"`) == instances
-		})
+		ready(t, admin, instances)
 		load = append(load, ask(address, "/cart/", 10))
 	}
 	for round := range rounds {
