@@ -10,6 +10,8 @@ type (
 	Service = admin.Service
 	// Instance is one instance of a service.
 	Instance = admin.Instance
+	// Released is the answer of /api/v1/services/{service}/release.
+	Released = admin.Released
 	// Routes is the answer of /api/v1/routes.
 	Routes = admin.Routes
 	// Route is one route of it.

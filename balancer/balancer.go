@@ -494,7 +494,7 @@ func (b *Balancer) sample() telemetry.Sample {
 		s.Registry = &telemetry.Registry{
 			Connected: c.Connected.Load(), Synced: c.Synced.Load(), Revision: c.Revision.Load(),
 			Puts: c.Puts.Load(), Deletes: c.Deletes.Load(), Resets: c.Resets.Load(),
-			Quarantined: c.Quarantined.Load(), Doubted: c.Suspects.Load(), Brakes: c.Brakes.Load(), Instances: c.Instances.Load(), Tables: c.Tables.Load(),
+			Quarantined: c.Quarantined.Load(), Doubted: c.Suspects.Load(), Brakes: c.Brakes.Load(), Panics: c.Panics.Load(), Instances: c.Instances.Load(), Tables: c.Tables.Load(),
 		}
 		if n := c.LastSync.Load(); n != 0 {
 			s.Registry.LastSync = time.Unix(0, n)

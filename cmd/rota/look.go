@@ -52,6 +52,10 @@ func orEnv(name, value string) string {
 
 // get fetches a resource of the admin API.
 func (l *look) get(ctx context.Context, path string, v any) ([]byte, error) {
+	return l.ask(ctx, http.MethodGet, path, v)
+}
+
+func (l *look) ask(ctx context.Context, method, path string, v any) ([]byte, error) {
 	if l.output != "table" && l.output != "json" {
 		return nil, usageError{fmt.Errorf("--output %q: use table or json", l.output)}
 	}
@@ -60,7 +64,7 @@ func (l *look) get(ctx context.Context, path string, v any) ([]byte, error) {
 	client.RetryMax, client.RetryWaitMin, client.RetryWaitMax = 2, 50*time.Millisecond, 200*time.Millisecond
 	client.HTTPClient.Timeout = 5 * time.Second
 	client.ErrorHandler = retryablehttp.PassthroughErrorHandler
-	req, err := retryablehttp.NewRequestWithContext(ctx, http.MethodGet, "http://"+l.admin+path, nil)
+	req, err := retryablehttp.NewRequestWithContext(ctx, method, "http://"+l.admin+path, nil)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("--admin %q: %w", l.admin, err)}
 	}
@@ -148,6 +152,9 @@ func statusTable(w io.Writer, s *balancer.Status) {
 		if !r.Connected {
 			link = "out of reach: " + printable(r.Error)
 		}
+		if s.Snapshot {
+			link += "; serving the snapshot"
+		}
 		fmt.Fprintf(w, "registry\t%s, revision %d\n", link, r.Revision)
 	}
 	fmt.Fprintf(w, "table\tgeneration %d: %d services, %d instances, %d routes\n", s.Generation, s.Services, s.Instances, s.Routes)
@@ -158,8 +165,11 @@ func statusTable(w io.Writer, s *balancer.Status) {
 		fmt.Fprintf(w, "brake\t%s: %d of %d records were lost within seconds, %s ago; who answers serves on\n", printable(b.Service), b.Lost, b.Of,
 			time.Since(b.Since).Round(time.Second))
 	}
+	for _, name := range s.Panics {
+		fmt.Fprintf(w, "panic\t%s: so few are in a good condition that all get requests\n", printable(name))
+	}
 	if s.Doubted > 0 {
-		fmt.Fprintf(w, "in doubt\t%d instances are suspects or ejected: rota instances ls\n", s.Doubted)
+		fmt.Fprintf(w, "in doubt\t%d instances are suspects, ejected, down or not proven yet: rota instances ls SERVICE\n", s.Doubted)
 	}
 	for _, q := range s.Quarantined {
 		fmt.Fprintf(w, "set aside\t%s: %s\n", printable(q.Key), printable(q.Reason))
@@ -167,7 +177,7 @@ func statusTable(w io.Writer, s *balancer.Status) {
 }
 
 func servicesCommand() *cobra.Command {
-	var ls, get, watch look
+	var ls, get, watch, release look
 	return group("services", "Look at services",
 		ls.flags(&cobra.Command{
 			Use: "ls", Short: "List services", Args: args(cobra.NoArgs),
@@ -195,6 +205,22 @@ func servicesCommand() *cobra.Command {
 		watch.flags(&cobra.Command{
 			Use: "watch [service]", Short: "Print changes of instances as they happen", Args: args(cobra.MaximumNArgs(1)),
 			RunE: func(cmd *cobra.Command, list []string) error { return watchInstances(cmd, &watch, list) },
+		}),
+		release.flags(&cobra.Command{
+			Use: "release <service>", Short: "Give up the suspects of a service, and release its brake", Args: args(cobra.ExactArgs(1)),
+			Long: "An instance whose record was lost serves on while it answers, for ten minutes at most. This makes those of a service\n" +
+				"go at once: for when you know that they are not to serve. Those that register again come back.",
+			RunE: func(cmd *cobra.Command, list []string) error {
+				if release.etcdctl {
+					return usageError{errors.New("--etcdctl: this is between you and the daemon, nothing of it is in etcd")}
+				}
+				var r balancer.Released
+				body, err := release.ask(cmd.Context(), http.MethodPost, "/api/v1/services/"+url.PathEscape(list[0])+"/release", &r)
+				if err != nil {
+					return err
+				}
+				return release.show(cmd.OutOrStdout(), body, func(w io.Writer) { fmt.Fprintf(w, "%d suspects were given up\n", r.Gone) })
+			},
 		}),
 	)
 }

@@ -354,6 +354,7 @@ func TestServeWithEtcd(t *testing.T) {
 		{"instances ls web", []string{"registered"}},
 		{"instances get web b", []string{"10.0.0.1:80", "evil", "draining"}},
 		{"routes ls", []string{"r1", "etcd", "a.example.com"}},
+		{"services release web", []string{"0 suspects were given up\n"}},
 		{"services ls --etcdctl", []string{"etcdctl get --keys-only --prefix /rota/services/\n"}},
 		{"instances get web b --etcdctl", []string{"etcdctl get /rota/services/web/b\n"}},
 		{"instances watch web --etcdctl", []string{"etcdctl watch --prefix /rota/services/web/\n"}},

@@ -49,9 +49,13 @@ type Status struct {
 	Routes      int           `json:"routes"`
 	Conflicts   int           `json:"route_conflicts"`
 	Quarantined []Quarantined `json:"quarantined,omitempty"`
-	// Doubted is how many endpoints are suspects or ejected.
+	// Snapshot says that what is served is from the snapshot file: the registry has not been there yet.
+	Snapshot bool `json:"snapshot,omitempty"`
+	// Doubted is how many endpoints are in no good condition: suspects, ejected, down, or not proven yet.
 	Doubted int     `json:"doubted"`
 	Brakes  []Brake `json:"brakes,omitempty"`
+	// Panics are services so few of which are in a good condition that all of them get requests.
+	Panics []string `json:"panics,omitempty"`
 }
 
 // Brake says that so many records of a service were lost at once that its instances serve on while they answer.
@@ -78,6 +82,11 @@ type Quarantined struct {
 	Revision int64  `json:"revision"`
 	Serving  bool   `json:"last_good_value_in_use"`
 	Value    string `json:"value,omitempty"`
+}
+
+// Released is the answer of /api/v1/services/{service}/release.
+type Released struct {
+	Gone int `json:"gone"` // suspects that were given up
 }
 
 // Service is one service of /api/v1/services.
@@ -142,6 +151,7 @@ func (a *API) Handler() http.Handler {
 	mux.HandleFunc("GET /api/v1/status", a.status)
 	mux.HandleFunc("GET /api/v1/services", a.services)
 	mux.HandleFunc("GET /api/v1/services/{service}", a.services)
+	mux.HandleFunc("POST /api/v1/services/{service}/release", a.release)
 	mux.HandleFunc("GET /api/v1/routes", a.routes)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		problem(w, http.StatusNotFound, "no such resource; see /livez /readyz /metrics /api/v1/{status,services,routes}")
@@ -192,7 +202,7 @@ func (a *API) status(w http.ResponseWriter, r *http.Request) {
 	s := Status{
 		Version: a.Version, Started: a.Started, Ready: ready, Reasons: reasons, Engine: a.Engine, Listeners: a.Listeners,
 		Connections: open, Serving: serving, Generation: c.Generation, Services: c.Services, Instances: c.Instances,
-		Routes: c.Routes, Conflicts: c.Conflicts, Doubted: c.Doubted,
+		Routes: c.Routes, Conflicts: c.Conflicts, Doubted: c.Doubted, Snapshot: c.Snapshot, Panics: c.Panics,
 	}
 	for _, b := range c.Brakes {
 		s.Brakes = append(s.Brakes, Brake(b))
@@ -229,6 +239,20 @@ func (a *API) services(w http.ResponseWriter, r *http.Request) {
 	default:
 		reply(w, http.StatusOK, out[0])
 	}
+}
+
+// release gives the suspects of a service up.
+func (a *API) release(w http.ResponseWriter, r *http.Request) {
+	if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host {
+		problem(w, http.StatusForbidden, "writes are not taken from pages of other origins")
+		return
+	}
+	gone, err := a.Control.ReleaseBrake(r.Context(), r.PathValue("service"))
+	if err != nil {
+		problem(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
+	reply(w, http.StatusOK, Released{gone})
 }
 
 func instance(in control.Instance) Instance {

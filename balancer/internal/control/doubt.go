@@ -101,10 +101,13 @@ func (c *Controller) doubt(ctx context.Context, tick bool) {
 	c.counters.Panics.Store(int64(len(panics)))
 }
 
-// ReleaseBrake makes the suspects of a service go at once.
-func (c *Controller) ReleaseBrake(ctx context.Context, service string) error {
-	if !c.do(ctx, func() { c.fold.ReleaseBrake(service, c.touched) }) {
-		return endedOr(ctx)
+// ReleaseBrake makes the suspects of a service go at once, and returns how many there were.
+func (c *Controller) ReleaseBrake(ctx context.Context, service string) (gone int, err error) {
+	if !c.do(ctx, func() {
+		gone = c.fold.ReleaseBrake(service, c.touched)
+		c.Logger.Warn("suspects were given up by hand", zap.String("service", service), zap.Int("instances", gone))
+	}) {
+		return 0, endedOr(ctx)
 	}
-	return nil
+	return gone, nil
 }

@@ -224,3 +224,27 @@ func TestFailureRate(t *testing.T) {
 		}
 	}
 }
+
+// Suspects that answer serve on until an operator knows better.
+func TestReleaseBrake(t *testing.T) {
+	r := start(t, config.Dynamic{})
+	a, _ := listening(t, "127.0.0.1:0")
+	b, _ := listening(t, "127.0.0.1:0")
+	r.data.PutAll(map[string][]byte{"/rota/services/web/a": []byte(a), "/rota/services/web/b": []byte(b)})
+	r.run()
+	r.until("both", func(t *route.Table) bool { return size(t.Pool("web")) == 2 })
+	r.data.Wipe()
+	if s := r.doubted(2); len(s.Brakes) != 1 || size(r.store.Load().Pool("web")) != 2 {
+		t.Errorf("brakes %v, %d serve", s.Brakes, size(r.store.Load().Pool("web")))
+	}
+	if n, err := r.control.ReleaseBrake(t.Context(), "other"); n != 0 || err != nil {
+		t.Error(n, err)
+	}
+	if n, err := r.control.ReleaseBrake(t.Context(), "web"); n != 2 || err != nil {
+		t.Error(n, err)
+	}
+	r.until("none", func(t *route.Table) bool { return size(t.Pool("web")) == 0 })
+	if s := r.doubted(0); len(s.Brakes) != 0 {
+		t.Error(s.Brakes)
+	}
+}

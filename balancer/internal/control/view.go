@@ -30,8 +30,10 @@ type Status struct {
 	Routes      int
 	Conflicts   int
 	Quarantined []membership.Quarantined
-	Doubted     int // endpoints that are suspects or ejected
+	Snapshot    bool // what is served is from the snapshot: the registry has not been there yet
+	Doubted     int  // endpoints whose condition is not good
 	Brakes      []membership.Brake
+	Panics      []string // services so few of which are in a good condition that all serve
 	LastSync    time.Time
 }
 
@@ -40,10 +42,11 @@ func (c *Controller) Status(ctx context.Context) (Status, error) {
 	var s Status
 	ok := c.do(ctx, func() {
 		s = Status{
-			Synced: c.synced, Connected: c.link == nil && c.synced, Registry: c.Registry != nil,
+			Synced: c.synced, Connected: c.link == nil && c.synced && !c.snapshot.serving, Registry: c.Registry != nil,
 			Revision: c.fold.Revision(), StoreID: c.storeID, Generation: c.table.Generation,
 			Services: len(c.fold.Services()), Instances: c.fold.Instances(), Quarantined: c.fold.Quarantined(),
 			Doubted: len(c.fold.Doubted()), Brakes: c.fold.Brakes(),
+			Snapshot: c.snapshot.serving, Panics: slices.Sorted(maps.Keys(c.fold.Panics())),
 		}
 		if c.link != nil {
 			s.LinkError = c.link.Error()

@@ -122,14 +122,16 @@ func (f *Fold) Expire(now time.Time, touched map[string]bool) {
 	f.cool(now, touched)
 }
 
-// ReleaseBrake makes the suspects of a service go at once.
-func (f *Fold) ReleaseBrake(service string, touched map[string]bool) {
+// ReleaseBrake makes the suspects of a service go at once, and returns how many there were.
+func (f *Fold) ReleaseBrake(service string, touched map[string]bool) (gone int) {
 	for _, m := range f.suspects() {
 		if m.Endpoint.Service == service {
 			f.remove(service, m.Endpoint.ID, touched)
+			gone++
 		}
 	}
 	delete(f.losses, service)
+	return gone
 }
 
 // Brakes lists the brakes that are engaged, by service.

@@ -54,6 +54,7 @@ type Registry struct {
 	Puts, Deletes, Resets uint64
 	Quarantined           int64
 	Doubted, Brakes       int64
+	Panics                int64
 	Instances             int64
 	Tables                uint64
 	LastSync              time.Time // zero when there was none
@@ -99,8 +100,9 @@ var (
 	regEvents       = desc("registry_events_total", "Changes received from the registry.", "type")
 	regRelists      = desc("registry_resets_total", "Times the whole content of the registry was received.")
 	regQuarantined  = desc("registry_quarantined", "Keys set aside because they cannot be read.")
-	regDoubted      = desc("upstreams_doubted", "Upstreams that are suspects or ejected, and probed.")
+	regDoubted      = desc("upstreams_doubted", "Upstreams in no good condition: suspects, ejected, down, or not proven yet.")
 	regBrakes       = desc("brakes_engaged", "Services that lost many of their records at once.")
+	regPanics       = desc("panics_engaged", "Services so few of which are in a good condition that all of them get requests.")
 	regInstances    = desc("registry_instances", "Instances registered.")
 	regLastSync     = desc("registry_last_sync_timestamp_seconds", "When the registry was last heard of.")
 	tables          = desc("tables_published_total", "Tables made current.")
@@ -200,6 +202,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(regQuarantined, float64(r.Quarantined))
 	gauge(regDoubted, float64(r.Doubted))
 	gauge(regBrakes, float64(r.Brakes))
+	gauge(regPanics, float64(r.Panics))
 	gauge(regInstances, float64(r.Instances))
 	counter(tables, r.Tables)
 	if !r.LastSync.IsZero() {
