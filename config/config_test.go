@@ -535,3 +535,42 @@ func TestDocumentation(t *testing.T) {
 		t.Errorf("%d examples", len(parts))
 	}
 }
+
+func TestGrant(t *testing.T) {
+	for value, claims := range map[string]map[string]bool{ // host and path, whether they are granted
+		`{"claims":[{"host":"shop.example.com","path":"/cart"}]}`: {
+			"shop.example.com/cart": true, "Shop.Example.com/cart/7": true, "shop.example.com/cartoon": false, "shop.example.com": false,
+			"example.com/cart": false, "/cart": false, "a.shop.example.com/cart": false,
+		},
+		`{"claims":[{"host":"*.example.com"}]}`: {
+			"a.example.com": true, "a.b.example.com/x": true, "*.example.com": true, "*.b.example.com": true, "example.com": false,
+			"aexample.com": false, "/x": false,
+		},
+		`{"claims":[{"path":"/api/"}]}`: {"/api": true, "a.example.com/api/x": true, "a.example.com": false},
+		`{"claims":[{"path":"/"}]}`:     {"": true, "a.example.com/x": true},
+		`{"claims":[]}`:                 {"": false, "a.example.com/x": false},
+		`{}`:                            {"a.example.com/x": false},
+	} {
+		g, err := ParseGrant("cart", []byte(value))
+		if err != nil {
+			t.Errorf("%s: %v", value, err)
+		}
+		for claim, want := range claims {
+			host, path := claim, ""
+			if i := strings.IndexByte(claim, '/'); i >= 0 {
+				host, path = claim[:i], claim[i:]
+			}
+			if got := g.Covers(host, path); got != want {
+				t.Errorf("%s covers %s: %v", value, claim, got)
+			}
+		}
+	}
+	for value, want := range map[string]string{
+		``: "the value is empty", `{"hosts":[]}`: "unknown key", `{"claims":[{}]}`: "every host and path", `{"claims":[{"host":"a:80"}]}`: "host",
+		`{"claims":[{"path":"=/a"}]}`: "no prefix", `{"claims":[{"path":"a"}]}`: "path", `[]`: "must be a mapping",
+	} {
+		if _, err := ParseGrant("cart", []byte(value)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", value, err, want)
+		}
+	}
+}

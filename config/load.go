@@ -202,6 +202,35 @@ func ParsePolicy(service string, data []byte) (Service, error) {
 	return v, s.err()
 }
 
+// ParseGrant reads the value of the key <prefix>/grants/<service>, in JSON or YAML. An error is of type [Errors] and names the
+// key.
+func ParseGrant(service string, data []byte) (Grant, error) {
+	s := newSource("grants/"+service, data)
+	var g Grant
+	s.read(data, maxValueBytes, &g)
+	if !s.root() && len(s.errs) == 0 {
+		s.add(0, 0, 0, "the value is empty", `write a grant such as {"claims": [{"host": "shop.example.com", "path": "/cart"}]}`)
+	}
+	if s.root() && !serviceName.MatchString(service) {
+		s.report("", fmt.Sprintf("%q is not a service name", clip(service)), serviceGrammar)
+	}
+	for i, c := range g.Claims {
+		at := fmt.Sprintf("claims[%d]", i)
+		if problem, hint := checkHost(c.Host); problem != "" {
+			s.report(at+".host", problem, hint)
+		}
+		if problem, hint := checkPath(c.Path); problem != "" {
+			s.report(at+".path", problem, hint)
+		} else if c.Path != "" && c.Path[0] != '/' {
+			s.report(at+".path", fmt.Sprintf("path %q is no prefix", clip(c.Path)), "write it as in /cart; a grant covers what is below")
+		}
+		if c == (GrantedClaim{}) {
+			s.report(at, "this grants every host and path", `name a host or a path; for any host write {"path": "/"}`)
+		}
+	}
+	return g, s.err()
+}
+
 // ReadPassword returns the password: Password, or the first line of PasswordFile, or "".
 func (e Etcd) ReadPassword() (string, error) {
 	if e.PasswordFile == "" {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"strings"
 	"time"
 )
 
@@ -205,6 +206,42 @@ type Route struct {
 	MaxBody Size `yaml:"max_body" json:"max_body,omitempty"`
 	// Upgrades are the protocols, beside websocket, that a connection may be upgraded to. "none" forbids websocket too.
 	Upgrades []string `yaml:"upgrades" json:"upgrades,omitempty"`
+}
+
+// Grant is what the instances of a service may claim. It is read from <prefix>/grants/<service>.
+type Grant struct {
+	Claims []GrantedClaim `yaml:"claims" json:"claims"`
+}
+
+// GrantedClaim covers the claims of a host and below a path.
+type GrantedClaim struct {
+	// Host is exact, or "*.example.com", which covers every name below it and the wildcard itself; empty covers any host, and
+	// claims that name none.
+	Host string `yaml:"host" json:"host,omitempty"`
+	// Path is a prefix of whole segments; empty covers any.
+	Path string `yaml:"path" json:"path,omitempty"`
+}
+
+// Covers reports whether a claim of a host and a path is granted.
+func (g Grant) Covers(host, path string) bool {
+	for _, c := range g.Claims {
+		if c.covers(strings.ToLower(host), strings.TrimRight(path, "/")) {
+			return true
+		}
+	}
+	return false
+}
+
+func (c GrantedClaim) covers(host, path string) bool {
+	mine, below := strings.ToLower(c.Host), strings.TrimRight(c.Path, "/")
+	if suffix, wild := strings.CutPrefix(mine, "*"); wild {
+		if !strings.HasSuffix(host, suffix) || len(host) == len(suffix) {
+			return false
+		}
+	} else if mine != "" && host != mine {
+		return false
+	}
+	return path == below || strings.HasPrefix(path, below+"/")
 }
 
 // Share is a part of a split.

@@ -165,6 +165,9 @@ func statusTable(w io.Writer, s *balancer.Status) {
 		fmt.Fprintf(w, "brake\t%s: %d of %d records were lost within seconds, %s ago; who answers serves on\n", printable(b.Service), b.Lost, b.Of,
 			time.Since(b.Since).Round(time.Second))
 	}
+	for _, d := range s.Denied {
+		fmt.Fprintf(w, "denied\t%s claims %s%s, which no grant covers\n", printable(d.Service), printable(d.Host), printable(d.Path))
+	}
 	for _, name := range s.Panics {
 		fmt.Fprintf(w, "panic\t%s: so few are in a good condition that all get requests\n", printable(name))
 	}

@@ -54,6 +54,8 @@ type Status struct {
 	// Doubted is how many endpoints are in no good condition: suspects, ejected, down, or not proven yet.
 	Doubted int     `json:"doubted"`
 	Brakes  []Brake `json:"brakes,omitempty"`
+	// Denied are claims of instances that no grant covers.
+	Denied []Denied `json:"denied,omitempty"`
 	// Panics are services so few of which are in a good condition that all of them get requests.
 	Panics []string `json:"panics,omitempty"`
 }
@@ -82,6 +84,13 @@ type Quarantined struct {
 	Revision int64  `json:"revision"`
 	Serving  bool   `json:"last_good_value_in_use"`
 	Value    string `json:"value,omitempty"`
+}
+
+// Denied is a claim that no grant covers.
+type Denied struct {
+	Service string `json:"service"`
+	Host    string `json:"host,omitempty"`
+	Path    string `json:"path,omitempty"`
 }
 
 // Released is the answer of /api/v1/services/{service}/release.
@@ -209,6 +218,9 @@ func (a *API) status(w http.ResponseWriter, r *http.Request) {
 	}
 	if c.Registry {
 		s.Registry = &Registry{c.Connected, c.LinkError, c.Revision, c.StoreID, c.LastSync}
+	}
+	for _, d := range c.Denied {
+		s.Denied = append(s.Denied, Denied(d))
 	}
 	for _, q := range c.Quarantined {
 		s.Quarantined = append(s.Quarantined, Quarantined{q.Key, q.Reason, q.Revision, q.Serving, string(q.Value)})

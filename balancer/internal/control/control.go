@@ -71,6 +71,8 @@ type Controller struct {
 	dynamic  config.Dynamic
 	etcd     map[string]kv[config.Route]
 	policies map[string]kv[config.Service]
+	grants   map[string]kv[config.Grant]
+	claims   map[string]*claims // by service, of those whose instances claim something
 	services map[string]*service
 	nextSlot int
 	// freeSlots may be used again.
@@ -160,6 +162,7 @@ func New(o Options, dynamic config.Dynamic) *Controller {
 	c := &Controller{
 		Options: o, bell: make(chan struct{}, 1), ended: make(chan struct{}),
 		fold: membership.New(), etcd: map[string]kv[config.Route]{}, policies: map[string]kv[config.Service]{},
+		grants: map[string]kv[config.Grant]{}, claims: map[string]*claims{},
 		services: map[string]*service{}, slots: map[string]int{}, touched: map[string]bool{},
 		table: o.Store.Load(), watches: map[*pool.Endpoint]*watch{}, recheck: map[string]bool{}, rates: map[*pool.Endpoint]rated{}, acked: map[*pool.Endpoint]bool{},
 	}
@@ -373,6 +376,8 @@ func (c *Controller) update(u *registry.Update) {
 			c.setRoute(ch)
 		case registry.KindPolicy:
 			c.setPolicy(ch)
+		case registry.KindGrant:
+			c.setGrant(ch)
 		}
 		if ch.Err != nil {
 			c.Logger.Warn("key set aside", zap.String("key", ch.Key), zap.Error(ch.Err))
@@ -388,32 +393,58 @@ func (c *Controller) update(u *registry.Update) {
 func (c *Controller) forget(u *registry.Update, elsewhere bool) {
 	present := map[string]bool{}
 	for i := range u.Changes {
-		if k := u.Changes[i].Kind; k == registry.KindRoute || k == registry.KindPolicy {
+		if k := u.Changes[i].Kind; k == registry.KindRoute || k == registry.KindPolicy || k == registry.KindGrant {
 			present[u.Changes[i].Key] = true
 		}
 	}
-	for name, r := range c.etcd {
+	for _, name := range absent(c.etcd, present, elsewhere) {
+		delete(c.etcd, name)
+		c.reroute = true
+	}
+	for _, name := range absent(c.policies, present, elsewhere) {
+		delete(c.policies, name)
+		c.applyPolicy(name)
+	}
+	for _, name := range absent(c.grants, present, elsewhere) {
+		delete(c.grants, name)
+		c.touched[name] = true
+	}
+}
+
+// absent lists what is not present, but for what another store than before does not have: that is noted, and stays.
+func absent[T any](held map[string]kv[T], present map[string]bool, elsewhere bool) (names []string) {
+	for name, v := range held {
 		switch {
-		case present[r.key] || r.orphaned:
+		case present[v.key] || v.orphaned:
 		case elsewhere:
-			r.orphaned = true
-			c.etcd[name] = r
+			v.orphaned = true
+			held[name] = v
 		default:
-			delete(c.etcd, name)
-			c.reroute = true
+			names = append(names, name)
 		}
 	}
-	for name, p := range c.policies {
-		switch {
-		case present[p.key] || p.orphaned:
-		case elsewhere:
-			p.orphaned = true
-			c.policies[name] = p
-		default:
-			delete(c.policies, name)
-			c.applyPolicy(name)
-		}
+	return names
+}
+
+// setGrant takes in what a service may claim. Taking a grant away counts at once; that another store does not have it counts
+// for nothing, as with routes and policies.
+func (c *Controller) setGrant(ch *registry.Change) {
+	if ch.Err != nil {
+		return
 	}
+	c.touched[ch.Service] = true
+	c.reroute = c.reroute || c.claims[ch.Service] != nil // its age counts, too
+	if ch.Deleted {
+		delete(c.grants, ch.Service)
+		return
+	}
+	g, err := config.ParseGrant(ch.Service, ch.Value)
+	if err != nil {
+		c.setAside(ch, err)
+		return
+	}
+	c.grants[ch.Service] = kv[config.Grant]{g, ch.Value, ch.Key, ch.CreateRevision, ch.ModRevision, false}
+	c.fold.Release(ch.Key)
 }
 
 func (c *Controller) setRoute(ch *registry.Change) {
@@ -502,6 +533,7 @@ func (c *Controller) publish() {
 	change := route.Change{Revision: c.fold.Revision(), Pools: make(map[int]*pool.Pool, len(c.touched))}
 	for name := range c.touched {
 		c.service(name)
+		c.claim(name)
 	}
 	if c.reroute {
 		change.Router = c.router(&change)
@@ -575,6 +607,11 @@ func (c *Controller) routes() []route.Route {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.etcd)) {
 		add(c.etcd[name].value, route.Etcd, c.etcd[name].created)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.claims)) {
+		for _, r := range c.claims[name].routes(name) {
+			add(r, route.Claimed, c.grants[name].created)
+		}
 	}
 	return list
 }

@@ -269,3 +269,60 @@ func TestRegistration(t *testing.T) {
 		}
 	}
 }
+
+// Claims of instances count where a grant covers them; of two services that claim the same the older grant has it.
+func TestClaims(t *testing.T) {
+	r := start(t, config.Dynamic{}).run()
+	instance := func(id, claims string) []byte {
+		return []byte(`{"address":"10.0.0.` + id + `:80","claims":[` + claims + `]}`)
+	}
+	shop, all := `{"host":"Shop.example.com","path":"/cart/"}`, `{"host":"*.example.com"}`
+	r.data.Put("/rota/services/cart/1", instance("1", shop+","+all))
+	denied := func(want int) {
+		t.Helper()
+		s, err := r.control.Status(t.Context())
+		if err != nil || len(s.Denied) != want {
+			t.Errorf("denied %v, %v; want %d", s.Denied, err, want)
+		}
+	}
+	serves := func(what, host, path, service string) {
+		t.Helper()
+		r.until(what, func(t *route.Table) bool {
+			to := t.Match(&route.Request{Host: []byte(host), Path: []byte(path)})
+			return to.Route == nil && service == "" || to.Route != nil && to.Route.Service == service
+		})
+	}
+	r.until("the instance", func(t *route.Table) bool { return size(t.Pool("cart")) == 1 })
+	serves("nothing is granted", "shop.example.com", "/cart", "")
+	denied(2)
+
+	r.data.Put("/rota/grants/cart", []byte(`{"claims":[{"host":"shop.example.com","path":"/cart"}]}`))
+	serves("one is granted", "shop.example.com", "/cart/7", "cart")
+	serves("only that", "other.example.com", "/cart", "")
+	denied(1)
+
+	// A younger grant of another service.
+	r.data.Put("/rota/grants/thief", []byte(`{"claims":[{"path":"/"}]}`))
+	r.data.Put("/rota/services/thief/2", instance("2", shop))
+	r.until("the other one", func(t *route.Table) bool { return size(t.Pool("thief")) == 1 && len(t.Router().Conflicts) == 1 })
+	if c := r.store.Load().Router().Conflicts[0]; c.Winner.Service != "cart" || c.Loser.Service != "thief" || c.Winner.Source != route.Claimed {
+		t.Errorf("%+v", c)
+	}
+	// The winner restarts: younger than the other one, and not there for a moment.
+	r.data.Delete("/rota/services/cart/1")
+	r.until("nobody is there", func(t *route.Table) bool { return size(t.Pool("cart")) == 0 })
+	serves("the claim stays", "shop.example.com", "/cart", "cart")
+	r.data.Put("/rota/services/cart/3", instance("3", shop))
+	r.until("it is back", func(t *route.Table) bool { return size(t.Pool("cart")) == 1 })
+	serves("it has not lost it", "shop.example.com", "/cart", "cart")
+
+	r.data.Put("/rota/services/cart/3", instance("3", ""))
+	serves("it claims it no more", "shop.example.com", "/cart", "thief")
+	r.data.Put("/rota/grants/thief", []byte(`{"claims":[{"hots":"shop.example.com"}]}`))
+	for s, _ := r.control.Status(t.Context()); len(s.Quarantined) != 1; s, _ = r.control.Status(t.Context()) {
+		time.Sleep(time.Millisecond)
+	}
+	serves("a bad value: the last good grant stays", "shop.example.com", "/cart", "thief")
+	r.data.Delete("/rota/grants/thief")
+	serves("the grant is gone", "shop.example.com", "/cart", "")
+}

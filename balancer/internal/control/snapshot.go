@@ -74,6 +74,8 @@ func (c *Controller) restore(why string) {
 			c.setRoute(ch)
 		case registry.KindPolicy:
 			c.setPolicy(ch)
+		case registry.KindGrant:
+			c.setGrant(ch)
 		}
 	}
 	c.fold.Restore(u, now, c.touched)
@@ -132,14 +134,13 @@ func (c *Controller) saved(r result, now time.Time) {
 func (c *Controller) content() snapshot.Table {
 	t := snapshot.Table{Prefix: c.Prefix, StoreID: c.storeID, Revision: c.fold.Revision(), Changes: c.fold.Records()}
 	for name, r := range c.etcd {
-		t.Changes = append(t.Changes, registry.Change{
-			Kind: registry.KindRoute, Key: r.key, ID: name, Value: r.raw, CreateRevision: r.created, ModRevision: r.modified,
-		})
+		t.Changes = append(t.Changes, r.change(registry.Change{Kind: registry.KindRoute, ID: name}))
 	}
 	for name, p := range c.policies {
-		t.Changes = append(t.Changes, registry.Change{
-			Kind: registry.KindPolicy, Key: p.key, Service: name, Value: p.raw, CreateRevision: p.created, ModRevision: p.modified,
-		})
+		t.Changes = append(t.Changes, p.change(registry.Change{Kind: registry.KindPolicy, Service: name}))
+	}
+	for name, g := range c.grants {
+		t.Changes = append(t.Changes, g.change(registry.Change{Kind: registry.KindGrant, Service: name}))
 	}
 	return t
 }
@@ -156,4 +157,10 @@ func (c *Controller) saveLast() {
 	if err := snapshot.Write(c.Snapshot, c.content()); err != nil {
 		c.Logger.Error("the snapshot is not saved, the last one stays", zap.Error(err))
 	}
+}
+
+// change completes the change that would bring the value about.
+func (v *kv[T]) change(ch registry.Change) registry.Change {
+	ch.Key, ch.Value, ch.CreateRevision, ch.ModRevision = v.key, v.raw, v.created, v.modified
+	return ch
 }

@@ -33,6 +33,7 @@ type Status struct {
 	Snapshot    bool // what is served is from the snapshot: the registry has not been there yet
 	Doubted     int  // endpoints whose condition is not good
 	Brakes      []membership.Brake
+	Denied      []Denied // claims that no grant covers
 	Panics      []string // services so few of which are in a good condition that all serve
 	LastSync    time.Time
 }
@@ -47,6 +48,11 @@ func (c *Controller) Status(ctx context.Context) (Status, error) {
 			Services: len(c.fold.Services()), Instances: c.fold.Instances(), Quarantined: c.fold.Quarantined(),
 			Doubted: len(c.fold.Doubted()), Brakes: c.fold.Brakes(),
 			Snapshot: c.snapshot.serving, Panics: slices.Sorted(maps.Keys(c.fold.Panics())),
+		}
+		for _, name := range slices.Sorted(maps.Keys(c.claims)) {
+			for _, d := range c.claims[name].denied {
+				s.Denied = append(s.Denied, Denied{name, d.Host, d.Path})
+			}
 		}
 		if c.link != nil {
 			s.LinkError = c.link.Error()

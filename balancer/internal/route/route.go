@@ -27,10 +27,11 @@ type Source uint8
 const (
 	File Source = iota
 	Etcd
+	Claimed // by instances, where a grant allows it
 	Auto
 )
 
-func (s Source) String() string { return [...]string{"file", "etcd", "auto"}[s] }
+func (s Source) String() string { return [...]string{"file", "etcd", "claim", "auto"}[s] }
 
 // Route sends matching requests to a service. Read-only once in a router.
 type Route struct {
