@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -75,6 +76,7 @@ type Balancer struct {
 	certs    []*listen.Certificates
 	guard    *proxy.Guard
 	admin    net.Listener // nil when off
+	networks []netip.Prefix
 	access   *telemetry.AccessLog
 	metrics  *telemetry.Metrics
 	hurry    chan struct{}
@@ -127,9 +129,13 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 	if b.access, err = accessLog(cfg); err != nil {
 		return nil, err
 	}
+	if b.networks, _, err = config.Networks(cfg.InstanceNetworks); err != nil {
+		return nil, fmt.Errorf("instance_networks: %w", err)
+	}
+	self := b.self()
 	b.metrics = telemetry.NewMetrics(o.Version, b.sample)
 	b.control = control.New(control.Options{
-		Registry: o.Registry, Store: &b.store, Logger: o.Logger, Published: b.metrics.EventToRoute, Self: b.self(),
+		Registry: o.Registry, Store: &b.store, Logger: o.Logger, Published: b.metrics.EventToRoute, Self: self, Deny: b.deny,
 		Snapshot: cfg.Snapshot.Path, Prefix: cmp.Or(cfg.Etcd.Prefix, registry.DefaultPrefix),
 	}, cfg.Dynamic)
 	b.proxy = proxy.New(&b.store, settings(cfg.Dynamic), observer{b.access, b.control})
@@ -137,7 +143,7 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 	if b.guard.Memory == 0 {
 		b.guard.Memory = proxy.MemoryLimit()
 	}
-	b.proxy.Guard = b.guard
+	b.proxy.Guard, b.proxy.Name = b.guard, self.ID
 	for _, l := range cfg.Listeners {
 		if err := b.bind(l); err != nil {
 			return nil, err

@@ -17,6 +17,9 @@ type Static struct {
 	Listeners []Listener `yaml:"listeners"`
 	Admin     Admin      `yaml:"admin"`
 	Snapshot  Snapshot   `yaml:"snapshot"`
+	// InstanceNetworks lists the networks ("10.0.0.0/8") and addresses that registered instances may be at; empty is
+	// anywhere. Link-local addresses, and those of this daemon's own listeners, are never dialled.
+	InstanceNetworks []string `yaml:"instance_networks"`
 	// Engine is "loops" (epoll, Linux only) or "goroutines"; empty is the first where it runs, else the second.
 	Engine string `yaml:"engine"`
 	// Loops is the number of event loops; zero means one per CPU.

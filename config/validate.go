@@ -59,6 +59,7 @@ func (s *source) validate(c *Config) {
 	s.access(c.Log.Access)
 	s.retries(c.Retries, "retries")
 	s.networks("trusted_proxies", c.TrustedProxies)
+	s.networks("instance_networks", c.InstanceNetworks)
 	if c.RequestID != "off" && !token.MatchString(c.RequestID) {
 		s.report("request_id", fmt.Sprintf("%q is not a header name", clip(c.RequestID)), "write it like X-Request-Id, or off")
 	} else if why := ownFields[strings.ToLower(c.RequestID)] + toldFields[strings.ToLower(c.RequestID)]; why != "" {

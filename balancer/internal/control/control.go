@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -46,6 +47,8 @@ type Options struct {
 	Store *route.Store
 	// Logger gets the story; nil is silence.
 	Logger *zap.Logger
+	// Deny says why an address is not to be dialled; see [membership.Fold]. nil denies nothing more.
+	Deny func(a netip.AddrPort, registered bool) error
 	// Self is this balancer as it shows itself in the registry, if that is a [registry.Balancers]; without an id it does
 	// not.
 	Self registry.Balancer
@@ -68,6 +71,7 @@ type Controller struct {
 
 	// The rest belongs to the goroutine of Run.
 	fold     *membership.Fold
+	first    config.Dynamic // to begin with
 	dynamic  config.Dynamic
 	etcd     map[string]kv[config.Route]
 	policies map[string]kv[config.Service]
@@ -166,8 +170,9 @@ func New(o Options, dynamic config.Dynamic) *Controller {
 		services: map[string]*service{}, slots: map[string]int{}, touched: map[string]bool{},
 		table: o.Store.Load(), watches: map[*pool.Endpoint]*watch{}, recheck: map[string]bool{}, rates: map[*pool.Endpoint]rated{}, acked: map[*pool.Endpoint]bool{},
 	}
+	c.fold.Deny = o.Deny
 	c.prober = health.New(health.Options{Report: c.probed})
-	c.setDynamic(dynamic)
+	c.first = dynamic
 	return c
 }
 
@@ -177,6 +182,7 @@ func (c *Controller) Counters() *Counters { return &c.counters }
 // Run watches the registry and publishes tables until ctx ends; then it returns nil.
 func (c *Controller) Run(ctx context.Context) error {
 	defer close(c.ended)
+	c.setDynamic(c.first)
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer c.trimming.Wait()

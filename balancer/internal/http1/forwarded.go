@@ -92,3 +92,22 @@ func parseNode(b []byte) (netip.Addr, bool) {
 	}
 	return a.Unmap(), true
 }
+
+// Passes counts how often a request has passed the proxy of that pseudonym, by its Via fields (RFC 9110 §7.6.3).
+func (r *Request) Passes(pseudonym string) (n int) {
+	for i := range r.all {
+		if r.all[i].kind != kindVia {
+			continue
+		}
+		for item := range bytes.SplitSeq(r.value(i), []byte{','}) {
+			item = bytes.Trim(item, " \t")
+			if _, by, ok := bytes.Cut(item, []byte{' '}); ok {
+				by, _, _ = bytes.Cut(bytes.TrimLeft(by, " \t"), []byte{' '})
+				if string(by) == pseudonym {
+					n++
+				}
+			}
+		}
+	}
+	return n
+}

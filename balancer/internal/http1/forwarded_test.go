@@ -80,3 +80,23 @@ func FuzzForwardedFor(f *testing.F) {
 		}
 	})
 }
+
+func TestPasses(t *testing.T) {
+	for fields, want := range map[string]int{
+		"":                                      0,
+		"Via: 1.1 rota-1\r\n":                   1,
+		"Via: 1.1 rota-1, 1.0 rota-1\r\n":       2,
+		"Via: 1.1 rota-12\r\nVia: 1.1 rota\r\n": 0,
+		"via: HTTP/1.1 rota-1 (a comment),1.1 x,\t2 \t rota-1\r\nVia: 1.1 rota-1\r\n": 3,
+		"Via: rota-1\r\nVia: ,,\r\nVia:\r\n":                                          0,
+		"X-Via: 1.1 rota-1\r\n":                                                       0,
+	} {
+		var r Request
+		if err := r.Parse([]byte("GET / HTTP/1.1\r\nHost: a\r\n" + fields + "\r\n")); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.Passes("rota-1"); got != want {
+			t.Errorf("%q: %d, want %d", fields, got, want)
+		}
+	}
+}

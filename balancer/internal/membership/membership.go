@@ -92,6 +92,10 @@ type Quarantined struct {
 
 // Fold is the state of membership. Use [New].
 type Fold struct {
+	// Deny, if not nil, says why an address is not to be dialled, beside those that never are. registered is false for what the
+	// configuration file lists. It is set before the first use.
+	Deny func(a netip.AddrPort, registered bool) error
+
 	services    map[string][]*Member // by id
 	statics     map[string][]*Member // by id, which is the address; nil before the first SetStatic
 	quarantined map[string]Quarantined
@@ -226,7 +230,7 @@ func (f *Fold) Quarantine(c *registry.Change, reason error) {
 func (f *Fold) Release(key string) { delete(f.quarantined, key) }
 
 func (f *Fold) put(c *registry.Change, first bool, now time.Time, touched map[string]bool) {
-	addr, err := dialable(c.Instance)
+	addr, err := f.dialable(c.Instance, true)
 	if err != nil {
 		f.Quarantine(c, err)
 		return
@@ -347,7 +351,7 @@ func (f *Fold) SetStatic(services map[string][]registry.Instance, now time.Time,
 			in := list[i]
 			addr, err := netip.AddrPort{}, error(nil)
 			if !strings.HasPrefix(in.Address, unixPrefix) {
-				addr, err = dialable(&in)
+				addr, err = f.dialable(&in, false)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("service %s, instance %s: %w", service, in.Address, err))
@@ -484,7 +488,7 @@ func (f *Fold) QuarantinedCount() int { return len(f.quarantined) }
 
 // dialable returns the address of an instance as a balancer dials it. Names are not resolved, but for localhost: the data
 // plane knows no DNS.
-func dialable(in *registry.Instance) (netip.AddrPort, error) {
+func (f *Fold) dialable(in *registry.Instance, registered bool) (netip.AddrPort, error) {
 	host, port, err := registry.ParseAddress(in.Address)
 	if err != nil {
 		return netip.AddrPort{}, err
@@ -508,7 +512,13 @@ func dialable(in *registry.Instance) (netip.AddrPort, error) {
 	default:
 		return netip.AddrPort{}, fmt.Errorf("protocol %q is not supported by this balancer yet: only http and https are", p)
 	}
-	return netip.AddrPortFrom(ip, uint16(port)), nil
+	addr := netip.AddrPortFrom(ip, uint16(port))
+	if f.Deny != nil {
+		if err := f.Deny(addr, registered); err != nil {
+			return netip.AddrPort{}, fmt.Errorf("address %q: %w", in.Address, err)
+		}
+	}
+	return addr, nil
 }
 
 // metadata6 is where a cloud's metadata service answers over IPv6.

@@ -17,7 +17,7 @@ import (
 func (x *exchange) identify() {
 	s, r := x.settings, &x.req
 	peer := x.rec.Client.Addr()
-	x.hop = http1.Hop{Peer: peer, Proto: "http", Host: r.Host, Port: r.Port, Via: via}
+	x.hop = http1.Hop{Peer: peer, Proto: "http", Host: r.Host, Port: r.Port, Via: x.proxy.Name}
 	if secure, ok := x.conn.(*netloop.Secure); ok {
 		x.rec.TLS, x.hop.Proto = true, "https"
 		x.hop.Subject = subject(secure)

@@ -173,6 +173,9 @@ func (x *exchange) exchange(head int) (keep bool) {
 	x.head = head
 	x.frame()
 	x.identify()
+	if r.Passes(x.proxy.Name) >= mostPasses {
+		return x.answer(fail(Looped))
+	}
 
 	x.match = route.Request{Method: r.Method, Host: r.Host, Path: r.Path, Query: r.Query, Fields: r}
 	to := rec.Table.Match(&x.match)

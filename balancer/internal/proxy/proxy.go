@@ -82,7 +82,9 @@ const (
 	maxInterim  = 8  // 1xx answers to one request
 	lingerTime  = time.Second
 	lingerBytes = 256 << 10
-	via         = "rota"
+	// mostPasses is how often a request may come through this proxy. Once is common and no circle: a gateway behind it that
+	// calls other services through it, and copies the fields of its own request.
+	mostPasses = 4
 )
 
 // Observer is told of every exchange that got as far as a request, on the loop, after its last byte. It must not block
@@ -127,6 +129,9 @@ type Record struct {
 type Proxy struct {
 	// Guard sheds load; nil never does. It is set before the first connection.
 	Guard *Guard
+	// Name is how Via fields call this proxy, and how it knows that a request goes in circles: no other one should have it. It
+	// is set before the first connection.
+	Name string
 
 	store     *route.Store
 	observer  Observer
@@ -157,7 +162,7 @@ const rateEntries = 64 << 10
 func New(store *route.Store, s Settings, o Observer) *Proxy {
 	p := &Proxy{
 		store: store, observer: o, nowhere: pool.NewService(Nowhere), rates: limit.NewTable(rateEntries),
-		tunnels: map[*tunnel]struct{}{},
+		tunnels: map[*tunnel]struct{}{}, Name: "rota",
 	}
 	p.exchanges.New = func() any { return &exchange{proxy: p} }
 	p.SetSettings(s)
