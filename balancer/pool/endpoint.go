@@ -26,6 +26,7 @@ type Endpoint struct {
 	IdleTimeout time.Duration
 
 	inFlight atomic.Int64
+	others   atomic.Int64 // exchanges in flight that are not ours, as far as the instance has said
 	idle     idle
 	retired  atomic.Bool
 	closed   atomic.Bool
@@ -67,6 +68,26 @@ func (e *Endpoint) Release() { e.inFlight.Add(-1) }
 
 // InFlight is the number of exchanges now on this endpoint.
 func (e *Endpoint) InFlight() int { return int(e.inFlight.Load()) }
+
+// Reported notes that the instance says how many exchanges it has in flight, ours included: the rest comes from other
+// balancers.
+func (e *Endpoint) Reported(n int) {
+	others := max(int64(n)-e.inFlight.Load(), 0)
+	if e.others.Load() != others {
+		e.others.Store(others)
+	}
+}
+
+// Fade believes half of what was reported: it is called every second, so that an instance which is not asked because it was
+// busy is asked again.
+func (e *Endpoint) Fade() {
+	if n := e.others.Load(); n > 0 {
+		e.others.CompareAndSwap(n, n/2)
+	}
+}
+
+// Load is what policies compare: the exchanges in flight, ours and those of other balancers.
+func (e *Endpoint) Load() int64 { return e.inFlight.Load() + e.others.Load() }
 
 // Retire says that the instance behind the endpoint is gone: idle connections to it are not worth keeping.
 // It cannot be undone; the same address under a new record is a new endpoint.
@@ -117,6 +138,7 @@ type Service struct {
 
 	cursor   atomic.Uint64
 	inFlight atomic.Int64
+	reports  atomic.Bool
 	budget   budget
 	stats    atomic.Pointer[Stats]
 	codes    atomic.Pointer[codes]
@@ -159,6 +181,16 @@ func (s *Service) EachCount(f func(method string, status int, n uint64)) {
 		}
 	}
 }
+
+// Reports notes that instances of the service say how busy they are, and DoReport whether any has.
+func (s *Service) Reports() {
+	if !s.reports.Load() {
+		s.reports.Store(true)
+	}
+}
+
+// DoReport reports whether Reports was called.
+func (s *Service) DoReport() bool { return s.reports.Load() }
 
 // NewService makes a service whose rotation begins at a random place, so that many balancers started together do
 // not all begin with the same endpoint.

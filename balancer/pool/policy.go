@@ -82,7 +82,7 @@ func (l *leastRequest) pick() int {
 
 // lighter reports whether a carries less load per weight than b.
 func lighter(a, b *Member) bool {
-	return a.Endpoint.inFlight.Load()*int64(b.Weight) < b.Endpoint.inFlight.Load()*int64(a.Weight)
+	return a.Endpoint.Load()*int64(b.Weight) < b.Endpoint.Load()*int64(a.Weight)
 }
 
 // p2c draws two different members and takes the lighter one (Mitzenmacher, "The power of two choices", 2001).

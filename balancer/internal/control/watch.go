@@ -236,6 +236,17 @@ func (c *Controller) readmit(now time.Time) {
 	}
 }
 
+// fade lets what instances say of their load grow old.
+func (c *Controller) fade() {
+	for name, s := range c.services {
+		if s.shared.DoReport() {
+			for _, m := range c.fold.Members(name) {
+				m.Endpoint.Fade()
+			}
+		}
+	}
+}
+
 // rated is what an endpoint had done when its service was compared last.
 type rated struct{ all, failures uint64 }
 

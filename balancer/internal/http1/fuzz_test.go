@@ -324,7 +324,7 @@ func TestErrorStatus(t *testing.T) {
 func TestClassify(t *testing.T) {
 	for name, want := range map[string]kind{
 		"host": kindHost, "content-length": kindContentLength, "transfer-encoding": kindTransferEncoding, "connection": kindConnection,
-		"expect": kindExpect, "te": kindTE, "via": kindVia, "keep-alive": kindHop, "proxy-connection": kindHop, "upgrade": kindUpgrade,
+		"expect": kindExpect, "te": kindTE, "via": kindVia, "keep-alive": kindHop, "proxy-connection": kindHop, "upgrade": kindUpgrade, "rota-load": kindLoad,
 		"http2-settings": kindHop, "proxy-authorization": kindHop, "proxy": kindHop, "trailer": kindHop, "forwarded": kindForwarded,
 		"x-real-ip": kindForwarded, "x-original-url": kindForwarded, "x-rewrite-url": kindForwarded, "x-client-cert": kindForwarded,
 		"x-forwarded-for": kindOrigin, "x-forwarded-host": kindOrigin, "x-forwarded-proto": kindOrigin, "x-client-cert-subject": kindForwarded, "x-forwarded-anything-at-all": kindForwarded, "x-forwarded": other, "cookie": other, "x-a": other,

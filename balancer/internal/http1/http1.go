@@ -98,6 +98,7 @@ const (
 	kindOrigin    // likewise, and set by us
 	kindVia
 	kindUpgrade
+	kindLoad // says how busy an instance is, to us
 )
 
 // kindOf classifies a lower-case name.
@@ -119,6 +120,8 @@ func kindOf(name []byte) kind {
 		return kindVia
 	case "upgrade":
 		return kindUpgrade
+	case "rota-load":
+		return kindLoad
 	case "keep-alive", "proxy-connection", "http2-settings", "proxy-authorization", "proxy", "trailer":
 		return kindHop
 	case "forwarded", "x-real-ip", "x-original-url", "x-rewrite-url", "x-client-cert":
@@ -135,9 +138,9 @@ const longestKnown = len("proxy-authorization")
 // lengths has, for each length, a bit for the first letter of every name that kindOf knows: most names need no more.
 var lengths = func() (m [longestKnown + 1]uint32) {
 	for _, name := range []string{
-		"host", "content-length", "transfer-encoding", "connection", "expect", "te", "via", "keep-alive", "proxy-connection",
+		"host", "content-length", "transfer-encoding", "connection", "expect", "te", "via", "rota-load", "keep-alive", "proxy-connection",
 		"upgrade", "http2-settings", "proxy-authorization", "proxy", "trailer", "forwarded", "x-real-ip", "x-original-url",
-		"x-rewrite-url", "x-client-cert", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto",
+		"x-rewrite-url", "x-client-cert", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "rota-load",
 	} {
 		m[len(name)] |= 1 << (name[0] & 0x1f)
 	}

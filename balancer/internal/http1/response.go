@@ -15,12 +15,17 @@ type Response struct {
 	KeepAlive bool
 	// Upgrade is the protocol, as the upstream writes it, that a 101 switches to; empty when it names none or several.
 	Upgrade []byte
+	// Load is how many requests the instance says it has in flight, this one included; zero is unknown. Not passed on.
+	Load int
 	// HasLength says that there was a Content-Length; for HEAD and 304 it is kept though there is no body.
 	HasLength bool
 
 	names  bool
 	length []byte
 }
+
+// maxLoad is the highest load that is believed.
+const maxLoad = 1 << 20
 
 // Parse reads the head of the answer to a request; head tells that the request was HEAD. All errors have status 502.
 func (r *Response) Parse(b []byte, head bool) *Error {
@@ -75,6 +80,10 @@ func (r *Response) framing(head bool) *Error {
 		case kindUpgrade:
 			r.Upgrade = r.value(i)
 			upgrades++
+		case kindLoad:
+			if n, ok := parseLength(r.value(i)); ok {
+				r.Load = int(min(n, maxLoad))
+			}
 		case kindConnection:
 			c, k, names, err := connection(r.value(i), &listed)
 			if err != nil {

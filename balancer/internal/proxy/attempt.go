@@ -82,6 +82,10 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 		}
 		if x.resp.Status >= 200 {
 			x.rec.UpstreamStatus, x.rec.Upstream = x.resp.Status, x.loop.Now().Sub(started)
+			if x.resp.Load > 0 {
+				e.Reported(x.resp.Load)
+				x.pool.Service.Reports()
+			}
 			if n == head {
 				if n, why = x.readMore(up, buf, n); why.reason != "" {
 					up.Close()

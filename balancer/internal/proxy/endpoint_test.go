@@ -89,3 +89,39 @@ func TestClosedEndpoint(t *testing.T) {
 func poolOf(r *rig) *pool.Pool {
 	return r.store.Load().Match(&route.Request{Method: []byte("GET"), Host: []byte("a"), Path: []byte("/")}).Pool
 }
+
+// What an instance says of its load counts, as far as it is not ours, and is not passed on.
+func TestReportedLoad(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		report := "10"
+		up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Header().Set("Rota-Load", report) }))
+		t.Cleanup(up.Close)
+		r := startWith(t, engine, Settings{}, func(*rig) {}, up.Listener.Addr().String())
+		e := poolOf(r).Weights[0].Endpoint
+		c := r.dial()
+		for i, step := range []struct {
+			report string
+			load   int64
+		}{{"10", 9}, {"1", 0}, {"7", 6}, {"", 6}, {"x", 6}, {"-3", 6}, {"99999999999999999999", 6}, {"9999999999", 1<<20 - 1}} {
+			report = step.report
+			c.send("GET / HTTP/1.1\r\nHost: a\r\nRota-Load: 5\r\n\r\n")
+			resp, _ := c.answer("GET")
+			if resp.StatusCode != 200 || resp.Header["Rota-Load"] != nil {
+				t.Errorf("got %d %v", resp.StatusCode, resp.Header)
+			}
+			r.wait(i + 1)
+			if got := e.Load(); got != step.load {
+				t.Errorf("%q: load %d, want %d", step.report, got, step.load)
+			}
+		}
+		if !r.service.DoReport() {
+			t.Error("nobody knows that the service reports")
+		}
+		for range 21 {
+			e.Fade()
+		}
+		if e.Load() != 0 {
+			t.Errorf("load %d does not fade", e.Load())
+		}
+	})
+}
