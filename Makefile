@@ -9,7 +9,7 @@ TESTFLAGS ?=
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race bench bench-discovery bench-smoke pgo soak fuzz lint dev licenses clean
+.PHONY: help build test race bench bench-discovery bench-smoke pgo soak chaos fuzz lint dev licenses clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,11 @@ soak: ## Restart, hand over and attack for ten minutes: nothing may fail or leak
 	ROTA_TEST_RESTARTS=60 $(GO) test -count=1 -timeout 15m -v -run '^Test(Handovers|Restarts)$$' ./cmd/rota
 	ROTA_TEST_VICTIMS=500000 $(GO) test -count=1 -timeout 15m -v -run '^TestVictimsBesideAttackers$$' ./balancer/internal/proxy
 	ROTA_TEST_HARM=full $(GO) test -count=1 -timeout 15m -v -run '^TestHarm$$' ./cmd/rota
+
+chaos: ## Break etcd, daemons and instances under load for twenty-five minutes: nothing may fail
+	ROTA_TEST_CHAOS=5m $(GO) test -count=1 -timeout 15m -v -run '^TestChaos$$' ./cmd/rota
+	ROTA_TEST_RESTARTS=20 $(GO) test -count=1 -timeout 15m -v -run '^TestDeploy$$' ./cmd/rota
+	ROTA_TEST_OUTAGE=10m $(GO) test -count=1 -timeout 20m -v -run '^Test(Outage|StoreReplaced)$$' ./cmd/rota
 
 fuzz: ## Run every fuzz target for FUZZTIME (60s)
 	@grep -rl '^func Fuzz' --include='*_test.go' . | xargs -n1 dirname | sort -u | while read -r dir; do \
