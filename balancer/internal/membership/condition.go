@@ -1,6 +1,9 @@
 package membership
 
 import (
+	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/rota-lb/rota/balancer/pool"
@@ -31,6 +34,8 @@ type condition struct {
 	down     note // its check fails
 	unproven note // its check has not passed yet
 	restored note // from a snapshot, and has not answered yet
+	damped   note // it comes and goes too often: until then
+	until    time.Time
 	entered  time.Time
 }
 
@@ -51,7 +56,7 @@ func (c *condition) state() State {
 		return Starting
 	case c.down.is():
 		return Down
-	case c.refused.is(), c.failing.is():
+	case c.refused.is(), c.failing.is(), c.damped.is():
 		return Ejected
 	case c.lost.is():
 		return Suspect
@@ -62,7 +67,7 @@ func (c *condition) state() State {
 // decisive is the note that makes the state; nil when it is Ready.
 func (c *condition) decisive() *note {
 	if c != nil {
-		for _, n := range []*note{&c.unproven, &c.restored, &c.down, &c.refused, &c.failing, &c.lost} {
+		for _, n := range []*note{&c.unproven, &c.restored, &c.down, &c.refused, &c.failing, &c.damped, &c.lost} {
 			if n.is() {
 				return n
 			}
@@ -127,7 +132,7 @@ func (f *Fold) Probed(e *pool.Endpoint, ok bool, now time.Time, touched map[stri
 	switch {
 	case m == nil:
 	case m.condition.lost.is() && !ok:
-		f.remove(e.Service, e.ID, touched)
+		f.end(m, now, touched)
 	case (m.condition.refused.is() || m.condition.restored.is()) && ok:
 		f.improve(m, now, touched, func(c *condition) { c.refused, c.restored = note{}, note{} })
 	}
@@ -182,7 +187,7 @@ func (m *Member) Probe() bool {
 // half of its service is out already.
 func (f *Fold) Refused(e *pool.Endpoint, now time.Time, touched map[string]bool) {
 	if m := f.doubted[e]; m != nil && m.condition.lost.is() {
-		f.remove(e.Service, e.ID, touched)
+		f.end(m, now, touched)
 		return
 	}
 	if m := f.expendable(e); m != nil {
@@ -280,6 +285,57 @@ func (f *Fold) slowStart(m *Member) time.Duration {
 		return d
 	}
 	return DefaultSlowStart
+}
+
+// An id whose lives end without notice, one shortly after the other, is damped: each further life waits before it serves.
+const (
+	// FlapWindow is how long such an end is remembered.
+	FlapWindow = time.Minute
+	// mostFlaps is how many of them are nothing special.
+	mostFlaps = 2
+	// longestDamp is how long a life waits at most, so that it is remembered when it ends. The first one that does waits a second, the next two, and so on.
+	longestDamp = FlapWindow / 2
+)
+
+// flaps are the ends of the lives of an id.
+type flaps struct {
+	n    int
+	last time.Time
+}
+
+// flapped notes that the life of an id has ended without notice.
+func (f *Fold) flapped(e *pool.Endpoint, now time.Time) {
+	id := pool.Key{Service: e.Service, ID: e.ID}
+	was := f.flaps[id]
+	if now.Sub(was.last) > FlapWindow {
+		was.n = 0
+	}
+	f.flaps[id] = flaps{was.n + 1, now}
+}
+
+// damp makes a new life wait if those before it have ended too often.
+func (f *Fold) damp(m *Member, now time.Time) {
+	was := f.flaps[pool.Key{Service: m.Endpoint.Service, ID: m.Endpoint.ID}]
+	if was.n <= mostFlaps || now.Sub(was.last) > FlapWindow {
+		return
+	}
+	c := f.conditionOf(m)
+	c.until = now.Add(min(time.Second<<min(was.n-mostFlaps-1, 10), longestDamp))
+	c.damped = note{now, m.ModRevision, fmt.Sprintf("it has come and gone %d times in short succession; it waits for %s", was.n, c.until.Sub(now))}
+}
+
+// settle ends what has lasted long enough: damping, and the memory of it.
+func (f *Fold) settle(now time.Time, touched map[string]bool) {
+	for id, was := range f.flaps {
+		if now.Sub(was.last) > FlapWindow {
+			delete(f.flaps, id)
+		}
+	}
+	for _, m := range slices.Collect(maps.Values(f.doubted)) {
+		if m.condition.damped.is() && !now.Before(m.condition.until) {
+			f.improve(m, now, touched, func(c *condition) { c.damped = note{} })
+		}
+	}
 }
 
 // cool ends slow starts, and has the pools of those built anew that are in theirs.

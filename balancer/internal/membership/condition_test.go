@@ -174,3 +174,88 @@ func TestSlowStart(t *testing.T) {
 		t.Errorf("off: %s", got)
 	}
 }
+
+// An id whose lives end without notice waits before it serves again, the longer the more of them there were; one that says that
+// it leaves never does.
+func TestFlapping(t *testing.T) {
+	none := map[string]bool{}
+	now := epoch
+	f := New()
+	f.Apply(registry.Update{Reset: true, StoreID: 7, Revision: 1}, now, none)
+	apply := func(c registry.Change) {
+		f.Apply(registry.Update{Revision: c.ModRevision, Changes: []registry.Change{c}}, now, none)
+	}
+	revision := int64(1)
+	life := func(id string) { // another life begins
+		revision++
+		apply(leased("s", id, "10.0.0."+id+":80", revision, revision, func(in *registry.Instance) { in.Incarnation = fmt.Sprintf("%04d", revision) }))
+	}
+	crash := func(id string) { // and ends, in one of three ways
+		revision++
+		switch revision % 3 {
+		case 0: // the next one takes its key
+			return
+		case 1: // its lease is lost, it does not answer
+			apply(del("s", id, revision))
+			f.Probed(endpointOf(f, "s", id), false, now, none)
+		case 2: // it refuses connections, its lease is lost
+			f.Refused(endpointOf(f, "s", id), now, none)
+			apply(del("s", id, revision))
+			if e := endpointOf(f, "s", id); e != nil {
+				f.Probed(e, false, now, none)
+			}
+		}
+	}
+	life("1")
+	life("2")
+	life("3")
+	waits := func(id string) time.Duration {
+		for d := time.Duration(0); d <= 2*time.Minute; d += time.Second {
+			g := f
+			g.Expire(now.Add(d), none)
+			if g.Member(endpointOf(g, "s", id)).Verdict.State == Ready {
+				now = now.Add(d)
+				return d
+			}
+		}
+		return -1
+	}
+	for i, want := range []time.Duration{0, 0, 1, 2, 4, 8, 16, 30, 30, 30} {
+		now = now.Add(time.Second)
+		crash("1")
+		life("1")
+		if got := waits("1"); got != want*time.Second {
+			t.Fatalf("after %d crashes it waits for %v, want %vs", i+1, got, int(want))
+		}
+	}
+	// A minute of peace, and it is as any other.
+	now = now.Add(FlapWindow + time.Second)
+	f.Expire(now, none)
+	if len(f.flaps) != 0 {
+		t.Errorf("remembered: %v", f.flaps)
+	}
+	crash("1")
+	life("1")
+	if got := waits("1"); got != 0 {
+		t.Errorf("after a minute it waits for %v", got)
+	}
+	for range 10 { // another says each time that it leaves
+		revision++
+		apply(leased("s", "2", "10.0.0.2:80", revision, revision, state(registry.Draining)))
+		apply(del("s", "2", revision))
+		life("2")
+		if got := waits("2"); got != 0 {
+			t.Fatalf("it waits for %v", got)
+		}
+	}
+	// When all flap, all serve.
+	for range 4 {
+		for _, id := range []string{"1", "2", "3"} {
+			revision += 3 - revision%3
+			life(id)
+		}
+	}
+	if got := len(f.Eligible("s", now)); got != 3 {
+		t.Errorf("%d serve: %s", got, states(f, "s"))
+	}
+}

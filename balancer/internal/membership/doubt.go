@@ -53,6 +53,9 @@ func (f *Fold) vanish(service string, m *Member, revision int64, elsewhere bool,
 		return
 	}
 	if m.Verdict.State != Ready && m.Verdict.State != Replaced || m.Lease == 0 && !elsewhere {
+		if s := m.Verdict.State; s == Down || s == Ejected {
+			f.flapped(m.Endpoint, now)
+		}
 		f.remove(service, m.Endpoint.ID, touched)
 		return
 	}
@@ -69,6 +72,12 @@ func (f *Fold) vanish(service string, m *Member, revision int64, elsewhere bool,
 	f.conditionOf(m).lost = lost
 	f.changed(m, touched)
 	f.count(service, now)
+}
+
+// end removes a member whose life has ended without notice.
+func (f *Fold) end(m *Member, now time.Time, touched map[string]bool) {
+	f.flapped(m.Endpoint, now)
+	f.remove(m.Endpoint.Service, m.Endpoint.ID, touched)
 }
 
 // place is where an endpoint of a service is, whoever it is.
@@ -119,6 +128,7 @@ func (f *Fold) Expire(now time.Time, touched map[string]bool) {
 			delete(f.losses, service)
 		}
 	}
+	f.settle(now, touched)
 	f.cool(now, touched)
 }
 

@@ -108,6 +108,7 @@ type Fold struct {
 	doubted     map[*pool.Endpoint]*Member
 	warming     map[*pool.Endpoint]*Member // in their slow start
 	panics      map[string]bool            // services whose pool has everybody
+	flaps       map[pool.Key]flaps         // by service and id
 	suspected   map[pool.Key]*Member       // by service and address
 	asking      map[int64][]*Member        // by lease: suspects until the store has answered
 	losses      map[string]*losses         // by service
@@ -124,6 +125,7 @@ func New() *Fold {
 		doubted: map[*pool.Endpoint]*Member{}, suspected: map[pool.Key]*Member{}, asking: map[int64][]*Member{},
 		losses: map[string]*losses{}, leaving: map[*pool.Endpoint]*Member{},
 		policies: map[string]Policy{}, warming: map[*pool.Endpoint]*Member{}, panics: map[string]bool{},
+		flaps: map[pool.Key]flaps{},
 	}
 }
 
@@ -254,12 +256,19 @@ func (f *Fold) put(c *registry.Change, first bool, now time.Time, touched map[st
 	case old.Endpoint.Key == key && old.Endpoint.Protocol == string(c.Instance.Protocol) && old.Endpoint.IdleTimeout == time.Duration(c.Instance.IdleTimeout):
 		m.Endpoint = old.Endpoint
 	default:
+		if old.Endpoint.Incarnation != key.Incarnation && old.Verdict.State != Draining {
+			f.flapped(old.Endpoint, now)
+		}
 		f.retire(old)
 		m.Endpoint = endpoint(key, c.Instance)
 	}
 	served := false
-	if found && m.Endpoint == members[at].Endpoint {
-		old := members[at]
+	if old := members[at]; !found || m.Endpoint != old.Endpoint {
+		if f.checked(m) && !first {
+			m.condition = &condition{unproven: note{now, c.ModRevision, "its check has not passed yet"}}
+		}
+		f.damp(m, now)
+	} else {
 		served = old.Verdict.State.serves()
 		if m.condition = old.condition; m.condition != nil && m.condition.lost.is() {
 			// Being registered ends a suspicion, but says nothing about whether it answers.
@@ -269,8 +278,6 @@ func (f *Fold) put(c *registry.Change, first bool, now time.Time, touched map[st
 		if m.condition != nil {
 			m.condition.restored = note{} // the registry knows it
 		}
-	} else if f.checked(m) && !first {
-		m.condition = &condition{unproven: note{now, c.ModRevision, "its check has not passed yet"}}
 	}
 	m.Verdict = verdict(m)
 	members[at] = m
