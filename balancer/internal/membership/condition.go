@@ -293,7 +293,8 @@ const (
 	FlapWindow = time.Minute
 	// mostFlaps is how many of them are nothing special.
 	mostFlaps = 2
-	// longestDamp is how long a life waits at most, so that it is remembered when it ends. The first one that does waits a second, the next two, and so on.
+	// longestDamp is how long a life waits at most: its end must not come when the last one is forgotten. The first that does
+	// waits a second, the next two, and so on.
 	longestDamp = FlapWindow / 2
 )
 

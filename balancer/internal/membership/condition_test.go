@@ -241,7 +241,8 @@ func TestFlapping(t *testing.T) {
 	}
 	for range 10 { // another says each time that it leaves
 		revision++
-		apply(leased("s", "2", "10.0.0.2:80", revision, revision, state(registry.Draining)))
+		incarnation := endpointOf(f, "s", "2").Incarnation
+		apply(leased("s", "2", "10.0.0.2:80", revision, revision, state(registry.Draining), func(in *registry.Instance) { in.Incarnation = incarnation }))
 		apply(del("s", "2", revision))
 		life("2")
 		if got := waits("2"); got != 0 {

@@ -102,7 +102,7 @@ func (f *Fold) count(service string, now time.Time) {
 func (f *Fold) Answer(lease int64, alive bool, touched map[string]bool) {
 	for _, m := range f.asking[lease] {
 		switch {
-		case m.condition == nil || !m.condition.lost.is(): // it is back, or has gone
+		case f.Member(m.Endpoint) != m || m.condition == nil || !m.condition.lost.is(): // it is back, or has gone
 		case alive:
 			f.remove(m.Endpoint.Service, m.Endpoint.ID, touched)
 		default:
