@@ -202,10 +202,15 @@ func TestDoubtBooks(t *testing.T) {
 			now = now.Add(time.Duration(rapid.IntRange(0, 400).Draw(t, "seconds")) * time.Second)
 			id := rapid.SampledFrom([]string{"a", "b", "c", "d"}).Draw(t, "id")
 			e := endpointOf(f, "s", id)
-			switch what := rapid.IntRange(0, 9).Draw(t, "what"); {
+			switch what := rapid.IntRange(0, 12).Draw(t, "what"); {
 			case what < 4:
 				c := leased("s", id, fmt.Sprintf("10.0.0.%d:80", rapid.IntRange(1, 3).Draw(t, "address")), revision, int64(rapid.IntRange(0, 3).Draw(t, "lease")),
-					state(rapid.SampledFrom([]registry.State{"", "", registry.Draining}).Draw(t, "state")))
+					state(rapid.SampledFrom([]registry.State{"", "", registry.Draining}).Draw(t, "state")), func(in *registry.Instance) {
+						in.Incarnation = rapid.SampledFrom([]string{"1", "2"}).Draw(t, "incarnation")
+						if rapid.Bool().Draw(t, "check") {
+							in.Check = &registry.Check{}
+						}
+					})
 				stored[id] = c
 				step(f, c)
 			case what == 4:
@@ -219,6 +224,12 @@ func TestDoubtBooks(t *testing.T) {
 				f.Refused(e, now, none)
 			case what == 8:
 				f.Expire(now, none)
+			case what == 10 && e != nil:
+				f.Checked(e, rapid.Bool().Draw(t, "passes"), "why", now, none)
+			case what == 11 && e != nil:
+				f.Failing(e, "why", now, none)
+			case what == 12 && e != nil:
+				f.Readmit(e, now, none)
 			case what == 9: // begin again, perhaps in another store that has lost something
 				if rapid.Bool().Draw(t, "elsewhere") {
 					store++
@@ -233,6 +244,27 @@ func TestDoubtBooks(t *testing.T) {
 			serving := map[*pool.Endpoint]bool{}
 			for _, m := range f.Eligible("s", now) {
 				serving[m.Endpoint] = true
+			}
+			out, meant := 0, 0
+			for _, m := range f.Members("s") {
+				switch m.Verdict.State {
+				case Down, Ejected:
+					out++
+					meant++
+				case Ready, Suspect:
+					meant++
+				}
+				if s := m.Verdict.State; serving[m.Endpoint] && s != Ready && s != Suspect && !f.Panics()["s"] {
+					t.Fatalf("%s is %s and serves", m.Endpoint.ID, s)
+				}
+			}
+			if 2*(meant-out) < meant && len(serving) != meant {
+				t.Fatalf("%d of %d are out, and %d serve", out, meant, len(serving))
+			}
+			for e, m := range f.warming {
+				if f.Member(e) != m || m.condition == nil || m.condition.entered.IsZero() {
+					t.Fatalf("%s is in a slow start that nobody knows of", e.ID)
+				}
 			}
 			doubted := 0
 			for _, m := range f.Members("s") {
