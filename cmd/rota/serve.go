@@ -239,9 +239,12 @@ func connect(c config.Etcd, log *zap.Logger) (*registryetcd.Client, error) {
 	return registryetcd.Connect(registryetcd.Options{
 		Endpoints: c.Endpoints, Prefix: c.Prefix, Username: c.Username, Password: password,
 		CACert: c.CACert, Cert: c.Cert, Key: c.Key, InsecureSkipVerify: c.InsecureSkipVerify,
-		DialTimeout: c.DialTimeout, Logger: log.Named("etcd"),
+		DialTimeout: c.DialTimeout, TTL: presenceTTL, Logger: log.Named("etcd"),
 	})
 }
+
+// presenceTTL is how long a daemon that has died still shows in the registry: instances that leave wait for it that long.
+const presenceTTL = 5 * time.Second
 
 // newLogger logs to stderr: lines for a terminal, JSON for anything else.
 func newLogger(level string) (*zap.Logger, zap.AtomicLevel, error) {
