@@ -1,8 +1,9 @@
 // Command rota is a load balancer that learns its upstreams from etcd.
 //
-// "rota serve" runs the daemon, "rota dev" runs it with etcd inside and three sample instances, the other verbs look at a
-// running daemon or check a configuration. Exit status: 0 ok, 1 configuration or start failure, 2 forced to stop, 3 exchanges
-// still in flight at the end of the grace period, 64 wrong usage.
+// "rota serve" runs the daemon, "rota dev" runs it with etcd inside and three sample instances, "rota register" runs another
+// program and keeps it registered, the other verbs look at a running daemon or check a configuration. Exit status: 0 ok,
+// 1 configuration or start failure, 2 forced to stop, 3 exchanges still in flight at the end of the grace period, 64 wrong
+// usage; that of register is the other program's.
 package main
 
 import (
@@ -49,6 +50,15 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
+// statusError ends rota with a status that is another program's. A nil error inside has nothing to say.
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e statusError) Error() string { return fmt.Sprintf("status %d: %v", e.status, e.err) }
+func (e statusError) Unwrap() error { return e.err }
+
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 // run runs a command line and returns its exit status.
@@ -59,9 +69,15 @@ func run(args []string, stdout, stderr io.Writer) int {
 	cmd.SetErr(stderr)
 	err := cmd.Execute()
 	var usage usageError
+	var other statusError
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.As(err, &other):
+		if other.err != nil {
+			fmt.Fprintf(stderr, "rota: %v\n", other.err)
+		}
+		return other.status
 	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
 		fmt.Fprintf(stderr, "rota: %v\nSee 'rota --help'.\n", err)
 		return exitUsage
@@ -87,13 +103,14 @@ them at once. Nothing is rendered and nothing is reloaded.
 
   rota dev                      see it work: etcd inside, three sample instances
   rota serve -c rota.yaml       run the daemon
+  rota register … -- program    run a program and keep it registered
   rota check rota.yaml          check a configuration
   rota status                   ask a running daemon how it is`,
 		SilenceUsage: true, SilenceErrors: true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	cmd.AddCommand(serveCommand(), devCommand(), checkCommand(), statusCommand(),
+	cmd.AddCommand(serveCommand(), devCommand(), registerCommand(), checkCommand(), statusCommand(),
 		servicesCommand(), instancesCommand(), routesCommand(), versionCommand())
 	return cmd
 }

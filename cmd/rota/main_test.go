@@ -27,8 +27,12 @@ const roleEnv = "ROTA_TEST_ROLE"
 
 var roles = map[string]func() int{}
 
-// TestMain lets the test binary be the command, so that signals and exit statuses are the real ones.
+// TestMain lets the test binary be the command, so that signals and exit statuses are the real ones, and the program that
+// the command runs.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == programArg {
+		program(os.Args[2:])
+	}
 	if os.Getenv("ROTA_TEST_MAIN") == "1" {
 		if role := os.Getenv(roleEnv); role != "" {
 			os.Exit(roles[role]())
@@ -37,6 +41,9 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
+
+// programArg makes the test binary what "rota register" runs.
+const programArg = "test-program"
 
 // command runs a command line to its end, in this process.
 func command(t *testing.T, list ...string) (status int, stdout, stderr string) {

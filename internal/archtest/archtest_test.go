@@ -91,8 +91,9 @@ var table = []row{
 	{pkg: "balancer", module: []string{"balancer/...", "registry", "config"}, outside: []string{zap}},
 
 	// Programs.
+	{pkg: "cmd/rota/internal/sidecar", module: []string{"registry"}, outside: []string{zap}},
 	{
-		pkg: "cmd/rota", module: []string{public},
+		pkg: "cmd/rota", module: []string{public, "cmd/rota/internal/sidecar"},
 		outside: []string{"github.com/spf13/cobra", "github.com/hashicorp/go-retryablehttp", "go.etcd.io/etcd/server/v3/embed", zap},
 	},
 	{pkg: "examples/hello", module: []string{public}},
