@@ -305,6 +305,13 @@ func (w *watch) confirm(ctx context.Context) error {
 	return nil
 }
 
+// idle reports whether a quorum says that nothing at all was written since the last update. etcd does not answer a
+// watch that asks for a sign of life before there was a write, so silence then means nothing, and nothing was missed.
+func (w *watch) idle(ctx context.Context) bool {
+	resp, err := w.c.page(ctx, w.prefix, nil)
+	return err == nil && resp.Header.ClusterId == w.store && resp.Header.Revision == w.rev
+}
+
 // heard is what a stream said last: a response or its end.
 type heard struct {
 	resp *pb.WatchResponse
@@ -359,7 +366,11 @@ func (w *watch) listen(ctx context.Context, stream pb.Watch_WatchClient) error {
 		case <-progress.C:
 			ask()
 		case <-silence.C:
-			return fmt.Errorf("%w for %s", errSilent, w.c.opts.Silence)
+			if !w.idle(ctx) {
+				return fmt.Errorf("%w for %s", errSilent, w.c.opts.Silence)
+			}
+			w.deliver(w.rev, nil)
+			silence.Reset(w.c.opts.Silence)
 		case <-auditDue.C:
 			audit = w.startAudit(ctx)
 			audited = audit.done

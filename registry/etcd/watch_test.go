@@ -115,6 +115,23 @@ func TestWatchSilent(t *testing.T) {
 	}
 }
 
+// An etcd in which nobody writes has nothing to say, and is not taken for a dead one.
+func TestWatchIdle(t *testing.T) {
+	t.Parallel()
+	s := etcdtest.Start(t)
+	c := dial(t, s.Endpoints(), func(o *Options) { o.ProgressEvery, o.Silence = 20*time.Millisecond, 100*time.Millisecond })
+	key := registry.Keys{}.Instance("idle", "a")
+	put(t, s, key, "10.0.0.7:1")
+	w := watchAll(t, c)
+	updates := 0
+	w.Wait(t, "ten updates", func(map[string]registry.Change) bool { updates++; return updates > 10 })
+	if st := c.Stats(); st.Connected != 1 || st.Relists[RelistSilent] != 0 {
+		t.Errorf("while nothing was written: %+v", st)
+	}
+	put(t, s, key, "10.0.0.7:2")
+	waitView(t, w, map[string]string{key: "10.0.0.7:2"})
+}
+
 // Leaders go, one after the other, and nothing flaps.
 func TestLeaderChanges(t *testing.T) {
 	t.Parallel()
