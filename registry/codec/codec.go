@@ -8,7 +8,7 @@
 // refuses what two readers could understand differently (repeated names, names in other case, numbers in quotes), and
 // refuses text that cannot be shown safely on one line. An error is about one value; it never affects another.
 //
-// Formats of other products are to come here as further decoders. They only read: a foreign record is never written.
+// [Foreign] reads the records of other products, in six formats. It only reads: a foreign record is never written.
 package codec
 
 import (
@@ -38,17 +38,8 @@ func Decode(service, id string, value []byte) (registry.Instance, error) {
 
 func decode(service, id string, value []byte) (registry.Instance, error) {
 	in := registry.Instance{Service: service, ID: id}
-	switch {
-	case len(value) == 0:
-		return in, invalid("empty; write JSON with an address, or host:port")
-	case len(value) > registry.MaxValueBytes:
-		return in, invalid("%d bytes; write at most %d", len(value), registry.MaxValueBytes)
-	case bytes.HasPrefix(value, bom):
-		return in, invalid("begins with a byte order mark; leave it out")
-	case bytes.IndexByte(value, 0) >= 0:
-		return in, invalid("holds a NUL byte; write text")
-	case !utf8.Valid(value):
-		return in, invalid("not UTF-8; write text")
+	if err := checkText(value); err != nil {
+		return in, err
 	}
 	if isJSON(value) {
 		if err := in.UnmarshalJSON(value); err != nil {
@@ -61,6 +52,23 @@ func decode(service, id string, value []byte) (registry.Instance, error) {
 		}
 	}
 	return in, in.Validate()
+}
+
+// checkText refuses what cannot be text of a record.
+func checkText(value []byte) error {
+	switch {
+	case len(value) == 0:
+		return invalid("empty; write JSON with an address, or host:port")
+	case len(value) > registry.MaxValueBytes:
+		return invalid("%d bytes; write at most %d", len(value), registry.MaxValueBytes)
+	case bytes.HasPrefix(value, bom):
+		return invalid("begins with a byte order mark; leave it out")
+	case bytes.IndexByte(value, 0) >= 0:
+		return invalid("holds a NUL byte; write text")
+	case !utf8.Valid(value):
+		return invalid("not UTF-8; write text")
+	}
+	return nil
 }
 
 // isJSON tells JSON from an address by its first character, as far as that is needed for a helpful error.
