@@ -9,6 +9,7 @@ import (
 
 	"github.com/rota-lb/rota/balancer/pool"
 	"github.com/rota-lb/rota/registry"
+	"github.com/rota-lb/rota/registry/codec"
 )
 
 // Schema returns a JSON Schema of the configuration file, for editors. It is made from the types; [Parse] checks more
@@ -30,6 +31,10 @@ var constraints = map[string]map[string]any{
 	"loops":                        {"minimum": 0, "maximum": maxLoops},
 	"log.level":                    {"enum": levels},
 	"etcd.prefix":                  {"pattern": prefixPath.String()},
+	"etcd.foreign":                 {"required": []string{"prefix"}},
+	"etcd.foreign.format":          {"enum": codec.Formats(), "default": string(codec.Auto)},
+	"etcd.foreign.service":         {"pattern": serviceName.String()},
+	"etcd.foreign.protocol":        {"enum": registered},
 	"listeners.protocol":           {"enum": protocols},
 	"listeners.mode":               {"pattern": "^0?[0-7]{1,3}$", "default": "0660"},
 	"listeners.tls.certificates":   {"required": []string{"cert", "key"}},

@@ -65,6 +65,18 @@ type Etcd struct {
 	Key                string        `yaml:"key"`
 	InsecureSkipVerify bool          `yaml:"insecure_skip_verify"`
 	DialTimeout        time.Duration `yaml:"dial_timeout"` // default 2s
+	// Foreign lists prefixes at which other products keep instances. Nothing is ever written there.
+	Foreign []Foreign `yaml:"foreign"`
+}
+
+// Foreign is a prefix at which another product keeps instances; docs/registration.md says how they are read.
+type Foreign struct {
+	Prefix string `yaml:"prefix"` // may begin without a slash, as theirs do
+	Format string `yaml:"format"` // auto (default), or a name of [codec.Formats]
+	// Service is the one that every key <prefix>/<id> belongs to; empty means <prefix>/<service>/<id>.
+	Service string `yaml:"service"`
+	// Protocol is what the instances speak, if it is not what the format says.
+	Protocol string `yaml:"protocol"`
 }
 
 // Snapshot is the last good content of the registry, kept for a start while etcd is away.

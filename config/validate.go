@@ -14,6 +14,7 @@ import (
 
 	"github.com/rota-lb/rota/balancer/pool"
 	"github.com/rota-lb/rota/registry"
+	"github.com/rota-lb/rota/registry/codec"
 )
 
 var (
@@ -39,6 +40,9 @@ var (
 	protocols = []string{"http", "https"}
 
 	checkTypes = []string{"http", "tcp", "grpc"}
+
+	// What instances may register.
+	registered = []string{string(registry.HTTP), string(registry.HTTPS), string(registry.H2C), string(registry.H2), string(registry.GRPC), string(registry.TCP)}
 )
 
 // maxChecks bounds rise and fall.
@@ -147,6 +151,34 @@ func (s *source) etcd(e Etcd) {
 	}
 	if e.Key != "" && e.Cert == "" {
 		s.report("etcd.key", "a key without its certificate", "add etcd.cert")
+	}
+	for i, f := range e.Foreign {
+		s.foreign(f, fmt.Sprintf("etcd.foreign[%d]", i), e.Foreign[:i], e.Prefix)
+	}
+}
+
+// foreign checks a foreign prefix against itself, those before it, and ours.
+func (s *source) foreign(f Foreign, path string, before []Foreign, own string) {
+	if !codec.IsPrefix(f.Prefix) {
+		s.report(join(path, "prefix"), fmt.Sprintf("%q is not a key prefix", clip(f.Prefix)), "write it like /microservices or kitex/registry-etcd")
+		return
+	}
+	if codec.Overlap(f.Prefix, own) {
+		s.report(join(path, "prefix"), fmt.Sprintf("%s overlaps with etcd.prefix, %s", f.Prefix, own), "what stands there is read anyway")
+	}
+	for i, b := range before {
+		if codec.Overlap(f.Prefix, b.Prefix) {
+			s.report(join(path, "prefix"), fmt.Sprintf("%s overlaps with %s", f.Prefix, b.Prefix), fmt.Sprintf("that is etcd.foreign[%d]; keep one of them", i))
+		}
+	}
+	if f.Format != "" {
+		s.oneOf(join(path, "format"), f.Format, codec.Formats())
+	}
+	if f.Service != "" && !serviceName.MatchString(f.Service) {
+		s.report(join(path, "service"), fmt.Sprintf("%q is not a service name", clip(f.Service)), serviceGrammar)
+	}
+	if f.Protocol != "" {
+		s.oneOf(join(path, "protocol"), f.Protocol, registered)
 	}
 }
 

@@ -5,7 +5,7 @@ type Kind uint8
 
 // The kinds of keys below the prefix.
 const (
-	KindInstance Kind = iota + 1 // <prefix>/services/<service>/<id>
+	KindInstance Kind = iota + 1 // <prefix>/services/<service>/<id>, or a record of another product
 	KindRoute                    // <prefix>/routes/<name>
 	KindPolicy                   // <prefix>/policies/<service>
 	KindGrant                    // <prefix>/grants/<service>
@@ -14,7 +14,8 @@ const (
 	KindUnknown                  // below the prefix, but of no known shape; always delivered with Err set
 )
 
-// Scope selects what a watch delivers. The zero Scope is everything below the prefix.
+// Scope selects what a watch delivers. The zero Scope is everything below the prefix. Where a driver reads the instances
+// of other products, too, they are among the instances of every scope.
 type Scope struct {
 	// Service narrows the watch to the instances of one service.
 	Service string

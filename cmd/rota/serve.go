@@ -16,6 +16,8 @@ import (
 
 	"github.com/rota-lb/rota/balancer"
 	"github.com/rota-lb/rota/config"
+	"github.com/rota-lb/rota/registry"
+	"github.com/rota-lb/rota/registry/codec"
 	registryetcd "github.com/rota-lb/rota/registry/etcd"
 )
 
@@ -236,7 +238,14 @@ func connect(c config.Etcd, log *zap.Logger) (*registryetcd.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	var foreign []codec.Foreign
+	for _, f := range c.Foreign {
+		foreign = append(foreign, codec.Foreign{
+			Prefix: f.Prefix, Format: codec.Format(f.Format), Service: f.Service, Protocol: registry.Protocol(f.Protocol),
+		})
+	}
 	return registryetcd.Connect(registryetcd.Options{
+		Foreign:   foreign,
 		Endpoints: c.Endpoints, Prefix: c.Prefix, Username: c.Username, Password: password,
 		CACert: c.CACert, Cert: c.Cert, Key: c.Key, InsecureSkipVerify: c.InsecureSkipVerify,
 		DialTimeout: c.DialTimeout, TTL: presenceTTL, Logger: log.Named("etcd"),

@@ -66,7 +66,7 @@ var table = []row{
 
 	// The control plane: it turns what is known into tables.
 	{
-		pkg: "config", module: []string{"balancer/pool", "registry"},
+		pkg: "config", module: []string{"balancer/pool", "registry", "registry/codec"},
 		outside: []string{"go.yaml.in/yaml/v4/..."},
 	},
 	{pkg: "balancer/internal/membership", module: []string{"registry", "balancer/pool"}},

@@ -27,7 +27,7 @@ func (w *watch) startAudit(ctx context.Context) *audit {
 	go func() {
 		defer close(a.done)
 		again := func() { a.keys = make(map[uint64]int64, size) }
-		header, err := w.c.list(ctx, w.prefix, true, again, func(kv *mvccpb.KeyValue) {
+		header, err := w.c.list(ctx, w.prefixes, true, again, func(kv *mvccpb.KeyValue) {
 			a.keys[w.hash(kv.Key)] = kv.ModRevision
 		})
 		if err != nil {

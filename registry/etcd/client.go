@@ -70,7 +70,7 @@ func connect(o Options, getenv func(string) string) (*Client, error) {
 	if o, err = o.complete(); err != nil {
 		return nil, err
 	}
-	o.Endpoints = slices.Clone(o.Endpoints)
+	o.Endpoints, o.Foreign = slices.Clone(o.Endpoints), slices.Clone(o.Foreign)
 	tlsConfig, err := o.tlsConfig()
 	if err != nil {
 		return nil, err

@@ -13,6 +13,16 @@ import (
 
 func TestConformance(t *testing.T) {
 	t.Parallel()
+	conform(t)
+}
+
+// Foreign prefixes read beside ours change nothing of the contract.
+func TestConformanceBesideForeign(t *testing.T) {
+	t.Parallel()
+	conform(t, func(o *Options) { o.Foreign = foreign() })
+}
+
+func conform(t *testing.T, change ...func(*Options)) {
 	s := etcdtest.Start(t)
 	var relays sync.Map // by client
 	relay := func(r registry.Registry) *etcdtest.Relay {
@@ -22,7 +32,7 @@ func TestConformance(t *testing.T) {
 	registrytest.Run(t, registrytest.Harness{
 		NewClient: func(t testing.TB) registry.Registry {
 			r := etcdtest.NewRelay(t, s.Members[0].ClientAddr)
-			c := dial(t, []string{r.Addr()})
+			c := dial(t, []string{r.Addr()}, change...)
 			relays.Store(registry.Registry(c), r)
 			return c
 		},

@@ -32,5 +32,10 @@
 // broken connection, the keys are listed once more and compared with what was delivered, because a watch alone is a
 // hint; only a difference leads to a Reset.
 //
+// With [Options.Foreign] the instances that other products keep elsewhere in etcd are delivered, too. All prefixes are
+// listed at one revision and watched in one stream, and what it says is put into one order, so that a reader need not
+// know: there is one Reset, and whole revisions follow one another. Where one prefix cannot be read, because etcd denies
+// it, there is no Reset at all: a part is not taken for the whole.
+//
 // The package links etcd's client and zap, never the server.
 package registryetcd

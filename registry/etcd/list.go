@@ -13,45 +13,44 @@ import (
 	"github.com/rota-lb/rota/registry/codec"
 )
 
-// list visits every key below prefix in order, as of one revision, and returns the header of the first page. If that
+// list visits every key below the prefixes in order, as of one revision, and returns the header of the first page. If that
 // revision is compacted on the way, it begins again: again is called before each beginning.
-func (c *Client) list(ctx context.Context, prefix string, keysOnly bool, again func(), visit func(*mvccpb.KeyValue)) (*pb.ResponseHeader, error) {
+func (c *Client) list(ctx context.Context, prefixes []string, keysOnly bool, again func(), visit func(*mvccpb.KeyValue)) (*pb.ResponseHeader, error) {
 	for {
 		again()
-		header, err := c.listOnce(ctx, prefix, keysOnly, visit)
+		header, err := c.listOnce(ctx, prefixes, keysOnly, visit)
 		if !errors.Is(err, rpctypes.ErrCompacted) {
 			return header, err
 		}
 	}
 }
 
-func (c *Client) listOnce(ctx context.Context, prefix string, keysOnly bool, visit func(*mvccpb.KeyValue)) (*pb.ResponseHeader, error) {
-	opts := []clientv3.OpOption{
-		clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix)),
-		clientv3.WithLimit(int64(c.opts.PageSize)),
-	}
+func (c *Client) listOnce(ctx context.Context, prefixes []string, keysOnly bool, visit func(*mvccpb.KeyValue)) (*pb.ResponseHeader, error) {
+	opts := []clientv3.OpOption{clientv3.WithLimit(int64(c.opts.PageSize))}
 	if keysOnly {
 		opts = append(opts, clientv3.WithKeysOnly())
 	}
 	var first *pb.ResponseHeader
-	from := prefix
-	for {
-		resp, err := c.page(ctx, from, opts)
-		if err != nil {
-			return nil, err
+	for _, prefix := range prefixes {
+		end := clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix))
+		for from, more := prefix, true; more; {
+			resp, err := c.page(ctx, from, append(opts, end))
+			if err != nil {
+				return nil, err
+			}
+			if first == nil {
+				first = resp.Header
+				opts = append(opts, clientv3.WithRev(first.Revision))
+			}
+			for _, kv := range resp.Kvs {
+				visit(kv)
+			}
+			if more = resp.More && len(resp.Kvs) > 0; more {
+				from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
+			}
 		}
-		if first == nil {
-			first = resp.Header
-			opts = append(opts, clientv3.WithRev(first.Revision))
-		}
-		for _, kv := range resp.Kvs {
-			visit(kv)
-		}
-		if !resp.More || len(resp.Kvs) == 0 {
-			return first, nil
-		}
-		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
 	}
+	return first, nil
 }
 
 func (c *Client) page(ctx context.Context, from string, opts []clientv3.OpOption) (*clientv3.GetResponse, error) {
@@ -67,7 +66,7 @@ func (c *Client) change(kv *mvccpb.KeyValue) registry.Change {
 	switch {
 	case ch.Err != nil:
 	case ch.Kind == registry.KindInstance:
-		in, err := codec.Decode(ch.Service, ch.ID, kv.Value)
+		in, err := c.decode(&ch, kv.Value)
 		if err == nil {
 			ch.Service = in.Service // shared with the other instances of the service
 			ch.Instance = &in
@@ -81,6 +80,13 @@ func (c *Client) change(kv *mvccpb.KeyValue) registry.Change {
 	return ch
 }
 
+func (c *Client) decode(ch *registry.Change, value []byte) (registry.Instance, error) {
+	if f := c.foreign(ch.Key); f != nil {
+		return f.Decode(ch.Key, value)
+	}
+	return codec.Decode(ch.Service, ch.ID, value)
+}
+
 // deletion reads a key that was deleted.
 func (c *Client) deletion(kv *mvccpb.KeyValue) registry.Change {
 	ch := c.changeOf(kv)
@@ -90,7 +96,7 @@ func (c *Client) deletion(kv *mvccpb.KeyValue) registry.Change {
 
 func (c *Client) changeOf(kv *mvccpb.KeyValue) registry.Change {
 	key := string(kv.Key)
-	k, err := c.keys.Parse(key)
+	k, err := c.parse(key)
 	return registry.Change{
 		Kind:        k.Kind,
 		Key:         key,
@@ -100,4 +106,16 @@ func (c *Client) changeOf(kv *mvccpb.KeyValue) registry.Change {
 		Err:         err,
 		ModRevision: kv.ModRevision,
 	}
+}
+
+func (c *Client) parse(key string) (registry.Key, error) {
+	f := c.foreign(key)
+	if f == nil {
+		return c.keys.Parse(key)
+	}
+	service, id, err := f.Key(key)
+	if err != nil {
+		return registry.Key{Kind: registry.KindUnknown}, err
+	}
+	return registry.Key{Kind: registry.KindInstance, Service: service, ID: id}, nil
 }

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/rota-lb/rota/registry"
+	"github.com/rota-lb/rota/registry/codec"
 )
 
 // Defaults of [Options].
@@ -36,6 +37,9 @@ type Options struct {
 	// Prefix stands before every key: it begins with a slash and does not end in one. Empty means
 	// [registry.DefaultPrefix].
 	Prefix string
+	// Foreign are prefixes at which other products keep instances. Watches deliver those too; nothing is ever written
+	// there. None may stand above another or above Prefix, nor below it.
+	Foreign []codec.Foreign
 	// Username and Password are for etcd's own authentication. Both empty means none.
 	Username, Password string
 
@@ -219,7 +223,23 @@ func (o Options) complete() (Options, error) {
 	case (o.Cert == "") != (o.Key == "") && o.TLS == nil:
 		return o, invalid("a client certificate needs both its files: cert %q, key %q", o.Cert, o.Key)
 	}
-	return o, registry.Keys{Prefix: o.Prefix}.Validate()
+	if err := (registry.Keys{Prefix: o.Prefix}).Validate(); err != nil {
+		return o, err
+	}
+	for i, f := range o.Foreign {
+		if err := f.Validate(); err != nil {
+			return o, err
+		}
+		if codec.Overlap(f.Prefix, o.Prefix) {
+			return o, invalid("foreign prefix %s: it overlaps with our own, %s", f.Prefix, o.Prefix)
+		}
+		for _, other := range o.Foreign[:i] {
+			if codec.Overlap(f.Prefix, other.Prefix) {
+				return o, invalid("foreign prefix %s: it overlaps with %s; keep one of them", f.Prefix, other.Prefix)
+			}
+		}
+	}
+	return o, nil
 }
 
 func setDefault[T comparable](field *T, value T) {

@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 	"io"
 	"math"
+	"slices"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -37,18 +38,20 @@ const resumeWithin = 2 * time.Second
 
 // watch is one call of Watch. One goroutine runs it and calls apply.
 type watch struct {
-	c      *Client
-	log    *zap.Logger
-	prefix string
-	apply  func(registry.Update)
+	c        *Client
+	log      *zap.Logger
+	prefixes []string // ours and foreign ones, in their order
+	service  string   // the only one the reader wants; empty is all
+	apply    func(registry.Update)
 
 	store uint64 // cluster id
 	term  uint64 // the latest raft term seen; a store has none that is lower later
 	rev   int64  // what was delivered is the store's content as of this revision
 	// seen holds the revision at which each key was last delivered, by the hash of the key. Sixteen bytes for a key
 	// are what the audit costs; that two keys of a fleet share a hash of 64 bits will not happen.
-	seen map[uint64]int64
-	seed maphash.Seed
+	seen  map[uint64]int64
+	seed  maphash.Seed
+	merge *merger // of the present stream; nil with one prefix
 
 	ok        bool // in touch, as far as the reader was told
 	told      string
@@ -65,12 +68,13 @@ func (c *Client) Watch(ctx context.Context, scope registry.Scope, apply func(reg
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	w := &watch{
-		c:      c,
-		prefix: c.keys.RangePrefix(scope),
-		apply:  apply,
-		seed:   maphash.MakeSeed(),
+		c:        c,
+		prefixes: c.prefixes(scope),
+		service:  scope.Service,
+		apply:    apply,
+		seed:     maphash.MakeSeed(),
 	}
-	w.log = c.log.With(zap.String("prefix", w.prefix))
+	w.log = c.log.With(zap.Strings("prefixes", w.prefixes))
 	done := make(chan struct{})
 	if !c.goroutine(func() { <-done }) { // Close waits for us
 		return ErrClosed
@@ -194,8 +198,10 @@ func (w *watch) reset(ctx context.Context, reason string) error {
 		changes = make([]registry.Change, 0, len(w.seen))
 		seen = make(map[uint64]int64, len(w.seen))
 	}
-	header, err := w.c.list(ctx, w.prefix, false, again, func(kv *mvccpb.KeyValue) {
-		changes = append(changes, w.c.change(kv))
+	header, err := w.c.list(ctx, w.prefixes, false, again, func(kv *mvccpb.KeyValue) {
+		if ch := w.c.change(kv); w.concerns(&ch) {
+			changes = append(changes, ch)
+		}
 		seen[w.hash(kv.Key)] = kv.ModRevision
 	})
 	if err != nil {
@@ -241,27 +247,42 @@ func (w *watch) follow(ctx context.Context, until time.Time, live func()) (err e
 	if err != nil {
 		return err
 	}
-	err = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
-		Key:            []byte(w.prefix),
-		RangeEnd:       []byte(clientv3.GetPrefixRangeEnd(w.prefix)),
-		StartRevision:  w.rev + 1,
-		ProgressNotify: true,
-		Fragment:       true, // bounds the size of a message; whole revisions are put together again below
-	}}})
-	if err != nil && !errors.Is(err, io.EOF) { // then Recv says why the stream has ended
-		return err
+	for _, prefix := range w.prefixes {
+		err = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
+			Key:            []byte(prefix),
+			RangeEnd:       []byte(clientv3.GetPrefixRangeEnd(prefix)),
+			StartRevision:  w.rev + 1,
+			ProgressNotify: true,
+			Fragment:       true, // bounds the size of a message; whole revisions are put together again below
+		}}})
+		if err != nil && !errors.Is(err, io.EOF) { // then Recv says why the stream has ended
+			return err
+		}
 	}
-	created, err := stream.Recv()
-	switch {
-	case err != nil:
-		return err
-	case !created.Created:
-		return canceledError{"it began without being created"}
+	w.merge = nil
+	if len(w.prefixes) > 1 {
+		w.merge = &merger{}
 	}
-	if err := w.ended(created); err != nil {
-		return err
+	var header *pb.ResponseHeader
+	var early []*pb.WatchResponse // of a watch that is created, while another is not
+	for created := 0; created < len(w.prefixes); {
+		resp, err := stream.Recv()
+		if err == nil {
+			err = w.ended(resp)
+		}
+		switch {
+		case err != nil:
+			return err
+		case resp.Created:
+			created++
+		case created == 0:
+			return canceledError{"it began without being created"}
+		default:
+			early = append(early, resp)
+		}
+		header = resp.Header
 	}
-	if resumed || created.Header.ClusterId != w.store {
+	if resumed || header.ClusterId != w.store {
 		if err := w.confirm(ctx); err != nil {
 			return err
 		}
@@ -273,7 +294,7 @@ func (w *watch) follow(ctx context.Context, until time.Time, live func()) (err e
 		w.scheduleAudit(min(w.c.opts.AuditEvery, 10*time.Second))
 	}
 	live()
-	return w.listen(ctx, stream)
+	return w.listen(ctx, stream, early)
 }
 
 // ended returns why a response ends the watch, or nil.
@@ -292,7 +313,7 @@ func (w *watch) ended(resp *pb.WatchResponse) error {
 
 // confirm asks a quorum whether the store is still the one that was listed.
 func (w *watch) confirm(ctx context.Context) error {
-	resp, err := w.c.page(ctx, w.prefix, []clientv3.OpOption{clientv3.WithCountOnly(), clientv3.WithLimit(1)})
+	resp, err := w.c.page(ctx, w.prefixes[0], []clientv3.OpOption{clientv3.WithCountOnly(), clientv3.WithLimit(1)})
 	if err != nil {
 		return err
 	}
@@ -308,7 +329,7 @@ func (w *watch) confirm(ctx context.Context) error {
 // idle reports whether a quorum says that nothing at all was written since the last update. etcd does not answer a
 // watch that asks for a sign of life before there was a write, so silence then means nothing, and nothing was missed.
 func (w *watch) idle(ctx context.Context) bool {
-	resp, err := w.c.page(ctx, w.prefix, nil)
+	resp, err := w.c.page(ctx, w.prefixes[0], nil)
 	return err == nil && resp.Header.ClusterId == w.store && resp.Header.Revision == w.rev
 }
 
@@ -318,8 +339,8 @@ type heard struct {
 	err  error
 }
 
-// listen delivers what the stream says until it ends.
-func (w *watch) listen(ctx context.Context, stream pb.Watch_WatchClient) error {
+// listen delivers what the stream says, and has said already, until it ends.
+func (w *watch) listen(ctx context.Context, stream pb.Watch_WatchClient, early []*pb.WatchResponse) error {
 	hear := make(chan heard)
 	go func() {
 		for {
@@ -346,9 +367,20 @@ func (w *watch) listen(ctx context.Context, stream pb.Watch_WatchClient) error {
 	defer auditDue.Stop()
 	var audit *audit // the one that runs, or waits for us to reach its revision
 	var audited <-chan struct{}
-	var parts []*mvccpb.Event // of a response in fragments
+	var parts []*mvccpb.Event        // of a response in fragments
+	again := time.NewTimer(askAgain) // for the merger
+	defer again.Stop()
 
+	for _, resp := range early {
+		if err := w.handle(ctx, resp, &parts, nil); err != nil {
+			return err
+		}
+	}
 	for {
+		if w.merge.ask() {
+			ask()
+			again.Reset(askAgain)
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -365,6 +397,8 @@ func (w *watch) listen(ctx context.Context, stream pb.Watch_WatchClient) error {
 			silence.Reset(w.c.opts.Silence) // only now: apply may have taken its time
 		case <-progress.C:
 			ask()
+		case <-again.C:
+			w.merge.forget()
 		case <-silence.C:
 			if !w.idle(ctx) {
 				return fmt.Errorf("%w for %s", errSilent, w.c.opts.Silence)
@@ -399,8 +433,10 @@ func (w *watch) handle(ctx context.Context, resp *pb.WatchResponse, parts *[]*mv
 		if h.Revision < w.rev { // a member that lags behind the one we listed from, or a proxy to another store
 			return w.confirm(ctx)
 		}
-		w.deliver(h.Revision, nil)
-		return nil
+		if w.merge.ofOne(resp) {
+			return nil
+		}
+		return w.events(w.merge.takeTo(h.Revision), h.Revision, a)
 	}
 	*parts = append(*parts, resp.Events...)
 	if resp.Fragment {
@@ -408,13 +444,18 @@ func (w *watch) handle(ctx context.Context, resp *pb.WatchResponse, parts *[]*mv
 	}
 	events := *parts
 	*parts = nil
-	return w.events(events, a)
+	if w.merge != nil {
+		w.merge.held = append(w.merge.held, events...)
+		return nil
+	}
+	return w.events(events, 0, a)
 }
 
-// events delivers the changes of one or more whole revisions.
-func (w *watch) events(events []*mvccpb.Event, a *audit) error {
-	changes := make([]registry.Change, 0, len(events))
+// events delivers the changes of one or more whole revisions, or none and that nothing else happened up to a revision.
+func (w *watch) events(events []*mvccpb.Event, upTo int64, a *audit) error {
+	var changes []registry.Change
 	rev := w.rev
+	changes = slices.Grow(changes, len(events))
 	for _, ev := range events {
 		key, mod, deleted := w.hash(ev.Kv.Key), ev.Kv.ModRevision, ev.Type == mvccpb.Event_DELETE
 		if mod <= w.rev {
@@ -431,17 +472,21 @@ func (w *watch) events(events []*mvccpb.Event, a *audit) error {
 		if a != nil {
 			a.touched[key] = struct{}{}
 		}
+		var ch registry.Change
 		if deleted {
 			delete(w.seen, key)
-			changes = append(changes, w.c.deletion(ev.Kv))
+			ch = w.c.deletion(ev.Kv)
 			w.c.stats.deletes.Add(1)
 		} else {
 			w.seen[key] = mod
-			changes = append(changes, w.c.change(ev.Kv))
+			ch = w.c.change(ev.Kv)
 			w.c.stats.puts.Add(1)
 		}
+		if w.concerns(&ch) {
+			changes = append(changes, ch)
+		}
 	}
-	if len(changes) > 0 {
+	if rev = max(rev, upTo); rev > w.rev || len(events) == 0 {
 		w.deliver(rev, changes)
 	}
 	return nil

@@ -303,7 +303,7 @@ func TestAudit(t *testing.T) {
 	for i := range 10 {
 		put(t, s, registry.Keys{}.Instance("audit", fmt.Sprint(i)), "10.0.0.7:1")
 	}
-	w := &watch{c: c, log: c.log, prefix: "/rota/services/", seed: maphash.MakeSeed(), apply: func(registry.Update) {}}
+	w := &watch{c: c, log: c.log, prefixes: []string{"/rota/services/"}, seed: maphash.MakeSeed(), apply: func(registry.Update) {}}
 	if err := w.reset(t.Context(), RelistStart); err != nil {
 		t.Fatal(err)
 	}
@@ -371,7 +371,7 @@ func TestEventsOnce(t *testing.T) {
 		{[]*mvccpb.Event{event("a", 16, false), event("b", 15, false)}, "[]", errOrder},
 	} {
 		got = nil
-		if err := w.events(step.events, nil); !errors.Is(err, step.err) {
+		if err := w.events(step.events, 0, nil); !errors.Is(err, step.err) {
 			t.Errorf("%v: %v, want %v", step.events, err, step.err)
 		}
 		if s := fmt.Sprint(got); s != step.got {
@@ -389,7 +389,7 @@ func TestListCompacted(t *testing.T) {
 		put(t, s, registry.Keys{}.Instance("list", fmt.Sprintf("%02d", i)), "10.0.0.7:1")
 	}
 	begun, n := 0, 0
-	header, err := c.list(t.Context(), "/rota/", false, func() { begun++; n = 0 }, func(kv *mvccpb.KeyValue) {
+	header, err := c.list(t.Context(), []string{"/rota/"}, false, func() { begun++; n = 0 }, func(kv *mvccpb.KeyValue) {
 		if n++; n == 15 && begun == 1 {
 			put(t, s, registry.Keys{}.Instance("list", "99"), "10.0.0.7:1")
 			compact(t, s)
@@ -419,7 +419,7 @@ func BenchmarkEvent(b *testing.B) {
 	for b.Loop() {
 		rev++
 		ev := &mvccpb.Event{Kv: &mvccpb.KeyValue{Key: keys[rev%int64(len(keys))], Value: value, ModRevision: rev, CreateRevision: 1}}
-		if err := w.events([]*mvccpb.Event{ev}, nil); err != nil {
+		if err := w.events([]*mvccpb.Event{ev}, 0, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -58,7 +58,10 @@ type head struct {
 }
 
 type line struct {
-	Key      string          `json:"key"`
+	Key string `json:"key"`
+	// Service and ID are those of an instance whose key is not one of ours.
+	Service  string          `json:"service,omitempty"`
+	ID       string          `json:"id,omitempty"`
 	Instance json.RawMessage `json:"instance,omitempty"`
 	Text     string          `json:"text,omitempty"` // of any other kind
 	Lease    int64           `json:"lease,omitempty"`
@@ -87,9 +90,13 @@ func Write(path string, t Table) (err error) {
 		}
 	}()
 	var body bytes.Buffer
+	keys := registry.Keys{Prefix: t.Prefix}
 	for i := range t.Changes {
 		ch := &t.Changes[i]
 		l := line{Key: ch.Key, Text: string(ch.Value), Lease: ch.Lease, Created: ch.CreateRevision, Modified: ch.ModRevision}
+		if _, err := keys.Parse(ch.Key); err != nil {
+			l.Service, l.ID = ch.Service, ch.ID
+		}
 		if ch.Instance != nil {
 			if l.Instance, err = ch.Instance.MarshalJSON(); err != nil {
 				return err
@@ -231,6 +238,12 @@ func decodeLine(keys registry.Keys, text string) (ch registry.Change, err error)
 		return ch, err
 	}
 	k, err := keys.Parse(l.Key)
+	if l.Service != "" {
+		if err == nil {
+			return ch, fmt.Errorf("key %q says itself whose it is", l.Key)
+		}
+		k, err = registry.Key{Kind: registry.KindInstance, Service: l.Service, ID: l.ID}, nil
+	}
 	if err != nil {
 		return ch, err
 	}

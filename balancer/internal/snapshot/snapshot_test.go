@@ -30,6 +30,10 @@ func example() Table {
 		})
 	}
 	return Table{t.Prefix, t.StoreID, t.Revision, t.Saved, append(t.Changes,
+		registry.Change{
+			Kind: registry.KindInstance, Key: "/microservices/cart/1", Service: "cart", ID: "microservices:1", Lease: 5, CreateRevision: 1, ModRevision: 2,
+			Instance: &registry.Instance{Service: "cart", ID: "microservices:1", Address: "10.0.0.99:80"},
+		},
 		registry.Change{Kind: registry.KindRoute, Key: keys.Route("r"), ID: "r", Value: []byte(`{"host":"a","service":"cart"}`), CreateRevision: 1, ModRevision: 2},
 		registry.Change{Kind: registry.KindPolicy, Key: keys.Policy("cart"), Service: "cart", Value: []byte(`{"balance":"random"}`), CreateRevision: 3, ModRevision: 3},
 	)}
