@@ -327,7 +327,7 @@ func naming(_ Foreign, r *record) error {
 		return err
 	}
 	if op != 0 {
-		return fmt.Errorf("Op %d is not that of an address to add", op)
+		return fmt.Errorf("field Op is %d, which is not that of an address to add", op)
 	}
 	r.Protocol = registry.GRPC
 	var entries map[string]json.RawMessage // Metadata is whatever the service likes
