@@ -20,8 +20,8 @@ type claims struct {
 // Denied is a claim that no grant covers.
 type Denied struct{ Service, Host, Path string }
 
-// claim takes in what the instances of a service claim now. While there are none of them, what was claimed last stays: a
-// service that restarts is not there for a moment, which is not the same as nobody knowing of it.
+// claim takes in what the instances of a service, of which one has claimed something, claim now. While there are none of them,
+// what was claimed last stays: a service that restarts is not there for a moment, which is not the same as nobody knowing of it.
 func (c *Controller) claim(name string) {
 	members, last := c.fold.Members(name), c.claims[name]
 	set := map[registry.Claim]bool{}
@@ -30,13 +30,10 @@ func (c *Controller) claim(name string) {
 			set[registry.Claim{Host: strings.ToLower(cl.Host), Path: strings.TrimRight(cl.Path, "/")}] = true
 		}
 	}
-	if len(members) == 0 && last != nil {
+	if len(members) == 0 {
 		for _, cl := range slices.Concat(last.granted, last.denied) {
 			set[cl] = true
 		}
-	}
-	if len(set) == 0 && last == nil {
-		return
 	}
 	next := &claims{}
 	for _, cl := range slices.SortedFunc(maps.Keys(set), compareClaims) {
@@ -46,9 +43,6 @@ func (c *Controller) claim(name string) {
 			next.denied = append(next.denied, cl)
 		}
 	}
-	if last == nil {
-		last = &claims{}
-	}
 	for _, cl := range next.denied {
 		if !slices.Contains(last.denied, cl) {
 			c.Logger.Warn("a claim that no grant covers does not count", zap.String("service", name), zap.String("host", cl.Host),
@@ -56,7 +50,7 @@ func (c *Controller) claim(name string) {
 		}
 	}
 	// The routes are made of the claims and of the age of the grant.
-	c.reroute = c.reroute || len(next.granted)+len(last.granted) > 0 && !slices.Equal(next.granted, last.granted)
+	c.reroute = c.reroute || !slices.Equal(next.granted, last.granted)
 	if c.claims[name] = next; len(set) == 0 {
 		delete(c.claims, name)
 	}

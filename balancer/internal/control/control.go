@@ -539,7 +539,9 @@ func (c *Controller) publish() {
 	change := route.Change{Revision: c.fold.Revision(), Pools: make(map[int]*pool.Pool, len(c.touched))}
 	for name := range c.touched {
 		c.service(name)
-		c.claim(name)
+		if c.claims[name] != nil {
+			c.claim(name)
+		}
 	}
 	if c.reroute {
 		change.Router = c.router(&change)

@@ -44,7 +44,8 @@ func (c *Controller) watchOf(e *pool.Endpoint) *watch {
 	return w
 }
 
-// look sees to it that endpoints which have changed are probed as they should be, and those which have gone are not.
+// look sees to it that endpoints which have changed are probed as they should be, those which have gone are not, and claims are
+// known of.
 func (c *Controller) look(now time.Time) {
 	for name := range c.recheck {
 		for _, m := range c.fold.Members(name) {
@@ -54,8 +55,12 @@ func (c *Controller) look(now time.Time) {
 	clear(c.recheck)
 	fresh, gone := c.fold.Changes()
 	for _, m := range fresh {
-		if !m.Endpoint.Retired() {
-			c.lookAt(m, now)
+		if m.Endpoint.Retired() {
+			continue
+		}
+		c.lookAt(m, now)
+		if name := m.Endpoint.Service; len(m.Instance.Claims) > 0 && c.claims[name] == nil {
+			c.claims[name] = &claims{} // from now on its instances are asked
 		}
 	}
 	for _, e := range gone {
