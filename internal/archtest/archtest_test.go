@@ -97,6 +97,7 @@ var table = []row{
 		outside: []string{"github.com/spf13/cobra", "github.com/hashicorp/go-retryablehttp", "go.etcd.io/etcd/server/v3/embed", zap},
 	},
 	{pkg: "examples/hello", module: []string{public}},
+	{pkg: "examples/flask"},
 	{pkg: "bench/internal/rig"},
 	{pkg: "bench", module: []string{"bench/internal/rig"}},
 	{pkg: "bench/httputil"},
