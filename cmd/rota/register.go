@@ -24,6 +24,7 @@ type registering struct {
 	protocol    string
 	weight      int
 	metadata    []string
+	claims      []string
 	idleTimeout time.Duration
 
 	check        sidecar.Check
@@ -80,11 +81,12 @@ and passwords. The program finds its instance's id in ROTA_INSTANCE.`,
 	f.IntVar(&r.port, "port", 0, "`port` the program listens on; 0: a free one")
 	f.StringVar(&r.in.Address, "address", "", "where balancers reach it: `host`, or host:port (default as above)")
 	f.StringVar(&r.in.ID, "id", "", "`id` of the instance (default <hostname>-<port>)")
-	f.StringVar(&r.protocol, "protocol", "http", "what it speaks: http, https, h2c, h2, grpc or tcp")
+	f.StringVar(&r.protocol, "protocol", "", "what it speaks: http, https, h2c, h2, grpc or tcp (default http)")
 	f.IntVar(&r.weight, "weight", registry.DefaultWeight, "share of the traffic, 0 to 10000")
 	f.StringVar(&r.in.Zone, "zone", "", "`zone` it is in")
 	f.StringVar(&r.in.Version, "version-label", "", "`version` of the program, for splits and for people")
 	f.StringArrayVar(&r.metadata, "metadata", nil, "`name=value` to add to the record; may be repeated")
+	f.StringArrayVar(&r.claims, "claim", nil, "`host/path` it asks to serve, as far as it is granted: shop.example.com, shop.example.com/cart, /cart; may be repeated")
 	f.DurationVar(&r.idleTimeout, "idle-timeout", 0, "when it closes idle connections (gunicorn's threads: 2s); 0: unknown")
 
 	f.StringVar(&r.check.Path, "check-http", "", "`path` that answers 200 to 399 while it is well (default: a TCP connection)")
@@ -176,6 +178,13 @@ func (r *registering) complete(cmd *cobra.Command, program bool) error {
 			r.in.Metadata = map[string]string{}
 		}
 		r.in.Metadata[name] = value
+	}
+	for _, c := range r.claims {
+		claim := registry.Claim{Host: c}
+		if i := strings.IndexByte(c, '/'); i >= 0 {
+			claim.Host, claim.Path = c[:i], c[i:]
+		}
+		r.in.Claims = append(r.in.Claims, claim)
 	}
 	if r.check.Path != "" && r.check.Address == "" { // balancers may ask the same
 		r.in.Check = &registry.Check{Path: r.check.Path}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -183,7 +184,7 @@ func TestRegister(t *testing.T) {
 	// The life of a well-behaved program: registered when it is well and not before, withdrawn while it is not, drained before
 	// it is told to stop.
 	t.Run("life", func(t *testing.T) {
-		r := register(t, etcd, "--check-http /healthz --check-interval 100ms --weight 50 --zone z --version-label 1.2 --metadata team=shop --idle-timeout 2s",
+		r := register(t, etcd, "--check-http /healthz --check-interval 100ms --weight 50 --zone z --version-label 1.2 --metadata team=shop --claim a.example.com/cart --claim /x --idle-timeout 2s",
 			"unwell", "exit=7")
 		until(t, "the check has failed a few times", func() bool { n, _ := strconv.Atoi(r.tell("/asked")); return n > 3 })
 		if s := r.state(); s != "" {
@@ -193,7 +194,8 @@ func TestRegister(t *testing.T) {
 		r.until("ready")
 		in := r.record()
 		if in.Address != "127.0.0.1:"+r.port || in.EffectiveWeight() != 50 || in.Zone != "z" || in.Version != "1.2" || in.Metadata["team"] != "shop" ||
-			time.Duration(in.IdleTimeout) != 2*time.Second || in.Check == nil || in.Check.Path != "/healthz" || in.RegisteredAt.IsZero() {
+			time.Duration(in.IdleTimeout) != 2*time.Second || in.Check == nil || in.Check.Path != "/healthz" ||
+			!slices.Equal(in.Claims, []registry.Claim{{Host: "a.example.com", Path: "/cart"}, {Path: "/x"}}) || in.RegisteredAt.IsZero() {
 			t.Errorf("the record is %+v", in)
 		}
 		r.tell("/unwell")
@@ -382,6 +384,7 @@ func TestRegisterUsage(t *testing.T) {
 		{"--service s --protocol carrier-pigeon -- x", "grpc"},
 		{"--service s --weight 20000 -- x", "10000"},
 		{"--service s --metadata team -- x", "name=value"},
+		{"--service s --claim a_b:80 -- x", "claim host"},
 		{"--service s --check-http healthz -- x", "slash"},
 		{"--service s --check-http healthz --check-address 127.0.0.1:1 -- x", "slash"},
 		{"--service s --check-http /a --no-check -- x", "one of them"},
