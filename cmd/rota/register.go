@@ -61,7 +61,7 @@ and passwords. The program finds its instance's id in ROTA_INSTANCE.`,
 		Example: `  rota register --service cart --port 5001 --check-http /healthz -- gunicorn app:app
   rota register --service web -- sh -c 'exec python3 -m http.server $PORT'
   rota register --service web --address 127.0.0.1 -- node server.js    beside "rota dev"
-  rota register --service db --address 10.0.0.7:5432 --protocol tcp    runs elsewhere`,
+  rota register --service old --address 10.0.0.7:5001 --check-http /   runs elsewhere`,
 		Args: func(cmd *cobra.Command, list []string) error {
 			switch dash := cmd.ArgsLenAtDash(); {
 			case dash < 0 && len(list) > 0:

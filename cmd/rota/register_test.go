@@ -323,7 +323,7 @@ func TestRegister(t *testing.T) {
 		r.ends(0)
 	})
 
-	// A record that a role may write, under acknowledgements that it may not read, is another test's matter; here etcd goes.
+	// etcd is away at the start and at the end: the program is none the wiser.
 	t.Run("etcd away", func(t *testing.T) {
 		etcd := etcdtest.Start(t)
 		etcd.Client()
