@@ -45,11 +45,11 @@ type child struct {
 
 // spawn starts the program as a leader, and begins to reap.
 func spawn(cmd *exec.Cmd) (*child, error) {
-	adopt()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	adopt() // only now: a program that cannot be run changes nothing of this process
 	c := &child{pid: cmd.Process.Pid, process: cmd.Process, exited: make(chan int, 1)}
 	go c.reap()
 	return c, nil
