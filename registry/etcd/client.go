@@ -164,7 +164,11 @@ func (c *Client) explain(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, rpctypes.ErrPermissionDenied):
-		return fmt.Errorf("etcd at %s denies user %q access: %w; grant it with: etcdctl role grant-permission <role> --prefix=true readwrite %s/",
+		if len(c.opts.Foreign) > 0 {
+			return fmt.Errorf("etcd at %s denies user %q access: %w; grant it read on %s, each with: etcdctl role grant-permission <role> --prefix=true read <prefix>",
+				at, c.opts.Username, err, strings.Join(c.prefixes(registry.Scope{}), ", "))
+		}
+		return fmt.Errorf("etcd at %s denies user %q access: %w; grant a service: etcdctl role grant-permission <role> --prefix=true readwrite %s/services/<service>/; grant the daemon read on %[4]s/",
 			at, c.opts.Username, err, c.opts.Prefix)
 	case errors.Is(err, rpctypes.ErrAuthFailed):
 		return fmt.Errorf("etcd at %s refuses user %q: %w; see ROTA_ETCD_USERNAME and ROTA_ETCD_PASSWORD", at, c.opts.Username, err)

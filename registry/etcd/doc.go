@@ -20,8 +20,9 @@
 // leave, the state draining is put first and the key deleted then, so that watchers can tell a clean exit from a
 // lease that ran out.
 //
-// With etcd's access control on, a service needs the permission readwrite on <prefix>/services/<service>/: etcd asks
-// for read to compare.
+// With etcd's access control on, a service needs the permission readwrite on <prefix>/services/<service>/ (etcd asks for
+// read to compare), and read on <prefix>/balancers/ and <prefix>/acks/<service>/ to drain. Roles for everybody are in
+// docs/registration.md.
 //
 // # Watching
 //
