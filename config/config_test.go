@@ -520,19 +520,21 @@ func TestParsedForms(t *testing.T) {
 
 // The examples of the documentation are configurations.
 func TestDocumentation(t *testing.T) {
-	text, err := os.ReadFile("../docs/routing.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	parts := strings.Split(string(text), "```yaml\n")[1:]
-	for _, part := range parts {
-		example, _, _ := strings.Cut(part, "```\n")
-		if _, err := Parse("docs/routing.md", []byte(example)); err != nil {
-			t.Errorf("%s\n%v", example, err)
+	for file, least := range map[string]int{"docs/routing.md": 4, "docs/registration.md": 1} {
+		text, err := os.ReadFile("../" + file)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	if len(parts) < 4 {
-		t.Errorf("%d examples", len(parts))
+		parts := strings.Split(string(text), "```yaml\n")[1:]
+		for _, part := range parts {
+			example, _, _ := strings.Cut(part, "```\n")
+			if _, err := Parse(file, []byte(example)); err != nil {
+				t.Errorf("%s\n%v", example, err)
+			}
+		}
+		if len(parts) < least {
+			t.Errorf("%s: %d examples", file, len(parts))
+		}
 	}
 }
 
