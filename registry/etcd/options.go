@@ -72,6 +72,8 @@ type Options struct {
 	AuditEvery time.Duration
 	// PageSize is the number of keys per page of a list. Zero means DefaultPageSize.
 	PageSize int
+
+	resumeWithin time.Duration // of a watch; see defaultResumeWithin
 }
 
 // FromEnv fills the empty fields of o from environment variables. First come ours: ROTA_ETCD_ENDPOINTS (separated by
@@ -197,6 +199,7 @@ func (o Options) complete() (Options, error) {
 		o.Prefix = registry.DefaultPrefix
 	}
 	setDefault(&o.DialTimeout, DefaultDialTimeout)
+	setDefault(&o.resumeWithin, defaultResumeWithin)
 	setDefault(&o.TTL, DefaultTTL)
 	setDefault(&o.ProgressEvery, DefaultProgressEvery)
 	setDefault(&o.Silence, DefaultSilence)

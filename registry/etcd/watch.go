@@ -33,8 +33,8 @@ type canceledError struct{ reason string }
 
 func (e canceledError) Error() string { return "etcd ended the watch: " + e.reason }
 
-// resumeWithin is how long a broken connection may take to come back without anybody being told.
-const resumeWithin = 2 * time.Second
+// defaultResumeWithin is how long a broken connection may take to come back without anybody being told.
+const defaultResumeWithin = 2 * time.Second
 
 // watch is one call of Watch. One goroutine runs it and calls apply.
 type watch struct {
@@ -107,7 +107,7 @@ func (w *watch) run(ctx context.Context) {
 		}
 		var until time.Time
 		if !broke.IsZero() {
-			until = broke.Add(resumeWithin)
+			until = broke.Add(w.c.opts.resumeWithin)
 		}
 		began := time.Now()
 		err := w.follow(ctx, until, func() {
@@ -126,7 +126,7 @@ func (w *watch) run(ctx context.Context) {
 			if broke.IsZero() {
 				broke = time.Now()
 			}
-			if time.Since(broke) < resumeWithin {
+			if time.Since(broke) < w.c.opts.resumeWithin {
 				reason = ""
 				continue
 			}
