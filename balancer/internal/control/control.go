@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -68,6 +69,9 @@ type Controller struct {
 	ended chan struct{}
 
 	counters Counters
+	events   Events
+	told     int // changes that were logged in this second
+	untold   int // and that were not
 
 	// The rest belongs to the goroutine of Run.
 	fold     *membership.Fold
@@ -234,6 +238,7 @@ func (c *Controller) Run(ctx context.Context) error {
 			}
 		}
 		c.look(time.Now())
+		c.tell()
 		c.doubt(ctx, tick)
 		if c.acknowledge() {
 			drain.Reset(drainInterval)
@@ -301,7 +306,10 @@ func (c *Controller) do(ctx context.Context, fn func()) bool {
 
 // Reload replaces what the configuration file says.
 func (c *Controller) Reload(ctx context.Context, dynamic config.Dynamic) {
-	c.do(ctx, func() { c.setDynamic(dynamic) })
+	c.do(ctx, func() {
+		c.setDynamic(dynamic)
+		c.say(EventConfig, "the configuration was read anew")
+	})
 }
 
 func (c *Controller) setDynamic(d config.Dynamic) {
@@ -336,6 +344,7 @@ func (c *Controller) setDynamic(d config.Dynamic) {
 func (c *Controller) update(u *registry.Update) {
 	if u.Err != nil {
 		if c.link == nil {
+			c.say(EventRegistry, "out of reach: "+u.Err.Error())
 			c.Logger.Warn("registry out of reach: serving the last table", zap.Error(u.Err), zap.Int64("revision", c.fold.Revision()))
 		}
 		c.link = u.Err
@@ -346,6 +355,7 @@ func (c *Controller) update(u *registry.Update) {
 	now := time.Now()
 	c.counters.LastSync.Store(now.UnixNano())
 	if c.link != nil || !c.synced || c.snapshot.serving {
+		c.say(EventRegistry, "in sync")
 		c.Logger.Info("registry in sync", zap.Int64("revision", u.Revision), zap.Int("keys", len(u.Changes)))
 		c.link, c.linkedAt = nil, now
 	}
@@ -363,6 +373,7 @@ func (c *Controller) update(u *registry.Update) {
 	was, revision := c.storeID, c.fold.Revision()
 	elsewhere := c.fold.Apply(*u, now, c.touched)
 	if elsewhere {
+		c.say(EventRegistry, "another store, or an older state of it: what it does not have is doubted")
 		c.Logger.Warn("the registry is another store now, or an older state of it: what it does not have serves on until it is known better",
 			zap.Uint64("was", was), zap.Uint64("is", u.StoreID), zap.Int64("revision was", revision), zap.Int64("is now", u.Revision))
 	}
@@ -415,6 +426,12 @@ func (c *Controller) forget(u *registry.Update, elsewhere bool) {
 		delete(c.grants, name)
 		c.touched[name] = true
 	}
+}
+
+// sameRoute reports whether two routes of different routers are alike, as far as is shown.
+func sameRoute(a, b *route.Route) bool {
+	return a.Name == b.Name && a.Source == b.Source && a.Host == b.Host && a.Path == b.Path && a.Service == b.Service && a.Priority == b.Priority &&
+		reflect.DeepEqual(a.Rules, b.Rules)
 }
 
 // absent lists what is not present, but for what another store than before does not have: that is noted, and stays.
@@ -550,6 +567,9 @@ func (c *Controller) publish() {
 		c.build(name, change.Pools)
 	}
 	if c.reroute {
+		if r := change.Router; c.table.Generation > 0 && !slices.EqualFunc(r.Routes, c.table.Router().Routes, sameRoute) {
+			c.say(EventRoutes, fmt.Sprintf("%d routes, %d of them can never match", len(r.Routes), len(r.Conflicts)))
+		}
 		for name, s := range c.services {
 			c.slots[name] = s.slot
 		}

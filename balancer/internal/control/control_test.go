@@ -326,3 +326,56 @@ func TestClaims(t *testing.T) {
 	r.data.Delete("/rota/grants/thief")
 	serves("the grant is gone", "shop.example.com", "/cart", "")
 }
+
+// What happens is told as a story, in order, and can be read on from any place.
+func TestEvents(t *testing.T) {
+	r := start(t, config.Dynamic{})
+	r.data.Put("/rota/services/web/there", []byte("10.0.0.9:80"))
+	r.run()
+	r.until("one", func(t *route.Table) bool { return size(t.Pool("web")) == 1 })
+	r.data.Put("/rota/services/web/a", []byte("10.0.0.1:80"))
+	r.data.Put("/rota/services/web/a", []byte(`{"address":"10.0.0.1:80","state":"draining"}`))
+	r.data.Delete("/rota/services/web/a")
+	r.data.Put("/rota/routes/x", []byte(`{"host":"h","service":"web"}`))
+	r.until("the route", func(t *route.Table) bool { return len(t.Router().Routes) == 1 })
+	r.client.Disconnect()
+	r.client.Reconnect()
+
+	var told []string
+	last := uint64(0)
+	for deadline := time.After(5 * time.Second); len(told) < 7; {
+		list, next := r.control.Events().Since(last)
+		for _, e := range list {
+			if e.Seq != last+1 || e.At.IsZero() {
+				t.Fatalf("event %d follows %d, at %v", e.Seq, last, e.At)
+			}
+			last = e.Seq
+			told = append(told, fmt.Sprint(e.Kind, " ", e.Instance, " ", e.From, ">", e.To, " ", e.Text))
+		}
+		if len(list) > 0 {
+			continue
+		}
+		select {
+		case <-next:
+		case <-deadline:
+			t.Fatalf("never more than %q", told)
+		}
+	}
+	want := []string{
+		"registry  > in sync", "instance a >ready registered", "instance a ready>draining it says it is draining", "instance a draining>gone it has left",
+		"routes  > 1 routes, 0 of them can never match", "registry  > out of reach: disconnected from the store", "registry  > in sync",
+	}
+	if fmt.Sprint(told) != fmt.Sprint(want) {
+		t.Errorf("told\n%q\nwant\n%q", told, want)
+	}
+	if list, _ := r.control.Events().Since(last + 100); uint64(len(list)) != last {
+		t.Errorf("after a number that was never given: %d events, want all %d", len(list), last)
+	}
+	var e Events
+	for range 3 * keptEvents {
+		e.add(Event{})
+	}
+	if list, _ := e.Since(5); len(list) != keptEvents || list[0].Seq != 2*keptEvents+1 {
+		t.Errorf("%d events from %d", len(list), list[0].Seq)
+	}
+}

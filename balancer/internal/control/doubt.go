@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"sync"
 	"time"
@@ -39,6 +40,7 @@ func (c *Controller) expire(now time.Time) {
 	c.refused = c.refused[:0]
 	c.readmit(now)
 	c.fade()
+	c.tellRest()
 	if now.Sub(c.rated) >= rateInterval {
 		c.rate(now)
 	}
@@ -81,12 +83,14 @@ func (c *Controller) doubt(ctx context.Context, tick bool) {
 	for _, b := range c.fold.Brakes() {
 		braked[b.Service] = true
 		if !c.braked[b.Service] {
+			c.events.add(Event{At: time.Now(), Kind: EventBrake, Service: b.Service, Text: fmt.Sprintf("engaged: %d of %d records were lost at once", b.Lost, b.Of)})
 			c.Logger.Warn("brake engaged: many records were lost at once; who answers serves on",
 				zap.String("service", b.Service), zap.Int("lost", b.Lost), zap.Int("of", b.Of))
 		}
 	}
 	for service := range c.braked {
 		if !braked[service] {
+			c.events.add(Event{At: time.Now(), Kind: EventBrake, Service: service, Text: "released"})
 			c.Logger.Info("brake released", zap.String("service", service))
 		}
 	}
@@ -95,7 +99,13 @@ func (c *Controller) doubt(ctx context.Context, tick bool) {
 	panics := maps.Clone(c.fold.Panics())
 	for service := range panics {
 		if !c.panics[service] {
+			c.events.add(Event{At: time.Now(), Kind: EventPanic, Service: service, Text: "so few instances are in a good condition that all get requests"})
 			c.Logger.Warn("so few instances are in a good condition that all get requests", zap.String("service", service))
+		}
+	}
+	for service := range c.panics {
+		if !panics[service] {
+			c.events.add(Event{At: time.Now(), Kind: EventPanic, Service: service, Text: "over"})
 		}
 	}
 	c.panics = panics

@@ -89,6 +89,7 @@ func (c *Controller) restore(why string) {
 	c.counters.Synced.Store(true)
 	c.counters.Revision.Store(c.fold.Revision())
 	c.counters.Instances.Store(int64(c.fold.Instances()))
+	c.say(EventRegistry, "out of reach; serving the snapshot: "+why)
 	c.Logger.Warn("registry out of reach: serving the snapshot, as far as its instances answer", zap.String("reason", why),
 		zap.Time("saved", t.Saved), zap.Int64("revision", t.Revision), zap.Int("instances", c.fold.Instances()))
 }

@@ -3,11 +3,10 @@ package control
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"maps"
 	"syscall"
 	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/rota-lb/rota/balancer/internal/health"
 	"github.com/rota-lb/rota/balancer/internal/membership"
@@ -152,25 +151,11 @@ func (c *Controller) probed(r health.Result) {
 		if w == nil || !w.probed {
 			return
 		}
-		before := c.state(r.Endpoint)
 		c.fold.Probed(r.Endpoint, r.Err == nil, r.At, c.touched)
 		if w.checked {
 			c.judge(w, r)
 		}
-		if after := c.state(r.Endpoint); after != before {
-			c.Logger.Info("a probe has changed what is made of an instance", zap.String("service", r.Endpoint.Service),
-				zap.String("instance", r.Endpoint.ID), zap.String("address", r.Endpoint.Name),
-				zap.String("was", string(before)), zap.String("is", string(after)), zap.NamedError("probe", r.Err))
-		}
 	}})
-}
-
-// state is what is made of an endpoint now.
-func (c *Controller) state(e *pool.Endpoint) membership.State {
-	if m := c.fold.Member(e); m != nil {
-		return m.Verdict.State
-	}
-	return "gone"
 }
 
 // judge tells the fold when a check has shown something new. Who has not passed yet is waited for.
@@ -216,13 +201,13 @@ func (c *Controller) eject(e *pool.Endpoint, reason string, now time.Time) {
 	p := c.policy(e.Service).Ejection
 	w := c.watchOf(e)
 	next := w.outlier
-	if !next.Note(health.ServerError, now, health.OutlierSettings{Consecutive5xx: 1, Base: p.Time, Max: p.MaxTime}) ||
-		!c.fold.Failing(e, reason, now, c.touched) {
+	if !next.Note(health.ServerError, now, health.OutlierSettings{Consecutive5xx: 1, Base: p.Time, Max: p.MaxTime}) {
+		return
+	}
+	if !c.fold.Failing(e, fmt.Sprintf("%s; for %s", reason, next.Until(now).Sub(now)), now, c.touched) {
 		return
 	}
 	w.outlier, w.until, w.allowed = next, next.Until(now), max(p.Failures, 1)
-	c.Logger.Warn("an instance is ejected for failing", zap.String("service", e.Service), zap.String("instance", e.ID),
-		zap.String("address", e.Name), zap.String("reason", reason), zap.Duration("for", w.until.Sub(now)))
 }
 
 // readmit ends the ejections whose time is over. Who returns is on trial: its next failure ejects it again, its next success
@@ -236,8 +221,6 @@ func (c *Controller) readmit(now time.Time) {
 		w.until = time.Time{}
 		e.Stats().SetFailures(w.allowed - 1)
 		c.fold.Readmit(e, now, c.touched)
-		c.Logger.Info("an ejected instance is tried again", zap.String("service", e.Service), zap.String("instance", e.ID),
-			zap.String("address", e.Name))
 	}
 }
 

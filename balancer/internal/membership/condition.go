@@ -110,7 +110,10 @@ func (f *Fold) changed(m *Member, touched map[string]bool) {
 	if f.warming[m.Endpoint] != nil {
 		f.warming[m.Endpoint] = m
 	}
-	m.Verdict = verdict(m)
+	was := m.Verdict.State
+	if m.Verdict = verdict(m); was != "" && m.Verdict.State != was {
+		f.moved(m, was, m.Verdict.State, m.Verdict.Reason, m.Verdict.Revision)
+	}
 	f.fresh = append(f.fresh, m)
 	touched[m.Endpoint.Service] = true
 }
@@ -128,6 +131,7 @@ func (f *Fold) improve(m *Member, now time.Time, touched map[string]bool, change
 // Probed takes in the outcome of a probe. A suspect that does not answer goes; one that had refused a connection and
 // answers returns.
 func (f *Fold) Probed(e *pool.Endpoint, ok bool, now time.Time, touched map[string]bool) {
+	f.at = now
 	m := f.doubted[e]
 	switch {
 	case m == nil:
@@ -140,6 +144,7 @@ func (f *Fold) Probed(e *pool.Endpoint, ok bool, now time.Time, touched map[stri
 
 // Checked takes in what the check of an endpoint has shown, and why. What has been shown before changes nothing.
 func (f *Fold) Checked(e *pool.Endpoint, up bool, reason string, now time.Time, touched map[string]bool) {
+	f.at = now
 	m := f.Member(e)
 	if m == nil {
 		return
@@ -186,6 +191,7 @@ func (m *Member) Probe() bool {
 // Refused takes in that an endpoint refused a connection. A suspect goes. Any other is ejected until a probe passes, unless
 // half of its service is out already.
 func (f *Fold) Refused(e *pool.Endpoint, now time.Time, touched map[string]bool) {
+	f.at = now
 	if m := f.doubted[e]; m != nil && m.condition.lost.is() {
 		f.end(m, now, touched)
 		return
@@ -199,6 +205,7 @@ func (f *Fold) Refused(e *pool.Endpoint, now time.Time, touched map[string]bool)
 // Failing ejects a member for failing, and reports whether it did: not when half of its service is out already, or when it
 // serves no more.
 func (f *Fold) Failing(e *pool.Endpoint, reason string, now time.Time, touched map[string]bool) bool {
+	f.at = now
 	m := f.expendable(e)
 	if m == nil {
 		return false
@@ -210,6 +217,7 @@ func (f *Fold) Failing(e *pool.Endpoint, reason string, now time.Time, touched m
 
 // Readmit ends what Failing has begun.
 func (f *Fold) Readmit(e *pool.Endpoint, now time.Time, touched map[string]bool) {
+	f.at = now
 	if m := f.doubted[e]; m != nil && m.condition.failing.is() {
 		f.improve(m, now, touched, func(c *condition) { c.failing = note{} })
 	}
@@ -363,3 +371,31 @@ func (f *Fold) Changes() (fresh []*Member, gone []*pool.Endpoint) {
 // Doubted are the endpoints whose condition is not good, with their members. It is the caller's to read until the next
 // change.
 func (f *Fold) Doubted() map[*pool.Endpoint]*Member { return f.doubted }
+
+// Transition is a member that has come, has changed its state, or has gone.
+type Transition struct {
+	At                   time.Time
+	Service, ID, Address string
+	From, To             State // From is empty for one that has come
+	Reason               string
+	Revision             int64 // of the store, that brought it about; zero when it did not
+}
+
+// mostTransitions is how many are held until they are taken; the oldest are dropped.
+const mostTransitions = 4096
+
+func (f *Fold) moved(m *Member, from, to State, reason string, revision int64) {
+	if len(f.transitions) == mostTransitions {
+		f.transitions = f.transitions[mostTransitions/2:]
+	}
+	f.transitions = append(f.transitions, Transition{
+		At: f.at, Service: m.Endpoint.Service, ID: m.Endpoint.ID, Address: m.Endpoint.Name, From: from, To: to, Reason: reason, Revision: revision,
+	})
+}
+
+// Transitions returns what has happened since the last call, in order. What the first content of a store holds is no news.
+func (f *Fold) Transitions() []Transition {
+	list := f.transitions
+	f.transitions = nil
+	return list
+}

@@ -53,10 +53,17 @@ func (f *Fold) vanish(service string, m *Member, revision int64, elsewhere bool,
 		return
 	}
 	if m.Verdict.State != Ready && m.Verdict.State != Replaced || m.Lease == 0 && !elsewhere {
-		if s := m.Verdict.State; s == Down || s == Ejected {
+		reason := "its record was removed by hand"
+		switch m.Verdict.State {
+		case Draining:
+			reason = "it has left"
+		case Starting:
+			reason = "its record is gone before it was ready"
+		case Down, Ejected:
+			reason = "its record is gone, and it was not well"
 			f.flapped(m.Endpoint, now)
 		}
-		f.remove(service, m.Endpoint.ID, touched)
+		f.remove(m, reason, revision, touched)
 		return
 	}
 	lost := note{now, revision, "its record was lost; its lease is being looked up"}
@@ -77,7 +84,7 @@ func (f *Fold) vanish(service string, m *Member, revision int64, elsewhere bool,
 // end removes a member whose life has ended without notice.
 func (f *Fold) end(m *Member, now time.Time, touched map[string]bool) {
 	f.flapped(m.Endpoint, now)
-	f.remove(m.Endpoint.Service, m.Endpoint.ID, touched)
+	f.remove(m, "its record was lost, and it does not answer", m.condition.lost.revision, touched)
 }
 
 // place is where an endpoint of a service is, whoever it is.
@@ -104,7 +111,7 @@ func (f *Fold) Answer(lease int64, alive bool, touched map[string]bool) {
 		switch {
 		case f.Member(m.Endpoint) != m || m.condition == nil || !m.condition.lost.is(): // it is back, or has gone
 		case alive:
-			f.remove(m.Endpoint.Service, m.Endpoint.ID, touched)
+			f.remove(m, "its record was removed by hand: its lease is alive", m.condition.lost.revision, touched)
 		default:
 			m.condition.lost.reason = "its lease was lost"
 			m.Verdict = verdict(m)
@@ -115,10 +122,11 @@ func (f *Fold) Answer(lease int64, alive bool, touched map[string]bool) {
 
 // Expire ends what has lasted too long.
 func (f *Fold) Expire(now time.Time, touched map[string]bool) {
+	f.at = now
 	suspects := map[string]bool{}
 	for _, m := range f.suspects() {
 		if now.Sub(m.condition.lost.since) > SuspectFor {
-			f.remove(m.Endpoint.Service, m.Endpoint.ID, touched)
+			f.remove(m, "its record was lost for too long", m.condition.lost.revision, touched)
 		} else {
 			suspects[m.Endpoint.Service] = true
 		}
@@ -136,7 +144,7 @@ func (f *Fold) Expire(now time.Time, touched map[string]bool) {
 func (f *Fold) ReleaseBrake(service string, touched map[string]bool) (gone int) {
 	for _, m := range f.suspects() {
 		if m.Endpoint.Service == service {
-			f.remove(service, m.Endpoint.ID, touched)
+			f.remove(m, "it was given up by hand", m.condition.lost.revision, touched)
 			gone++
 		}
 	}

@@ -45,6 +45,7 @@ const (
 	Suspect  State = "suspect" // its record was lost; it serves while it answers
 	Ejected  State = "ejected" // it refused a connection or failed too often; it returns when a probe passes, or in a while
 	Down     State = "down"    // its check fails
+	Gone     State = "gone"    // it is no member any more; of transitions only
 )
 
 // serves reports whether an instance in that state takes new exchanges.
@@ -109,9 +110,11 @@ type Fold struct {
 	warming     map[*pool.Endpoint]*Member // in their slow start
 	panics      map[string]bool            // services whose pool has everybody
 	flaps       map[pool.Key]flaps         // by service and id
-	suspected   map[pool.Key]*Member       // by service and address
-	asking      map[int64][]*Member        // by lease: suspects until the store has answered
-	losses      map[string]*losses         // by service
+	at          time.Time                  // the latest that was given
+	transitions []Transition
+	suspected   map[pool.Key]*Member // by service and address
+	asking      map[int64][]*Member  // by lease: suspects until the store has answered
+	losses      map[string]*losses   // by service
 	asks        []Ask
 	leaving     map[*pool.Endpoint]*Member
 	owners      map[netip.AddrPort]*Member // scratch of Eligible
@@ -142,6 +145,7 @@ func (f *Fold) Apply(u registry.Update, now time.Time, touched map[string]bool) 
 	if u.Err != nil {
 		return false
 	}
+	f.at = now
 	first := f.storeID == 0 // those that are there before we are have proven themselves to somebody
 	if u.Reset {
 		elsewhere = f.storeID != 0 && (u.StoreID != f.storeID || u.Revision < f.revision)
@@ -165,6 +169,7 @@ func (f *Fold) Restore(u registry.Update, now time.Time, touched map[string]bool
 			f.changed(m, touched)
 		}
 	}
+	f.transitions = nil
 }
 
 // Records are the registered instances that have not said that they leave, for a snapshot. The changes are the caller's; the
@@ -256,20 +261,26 @@ func (f *Fold) put(c *registry.Change, first bool, now time.Time, touched map[st
 	case old.Endpoint.Key == key && old.Endpoint.Protocol == string(c.Instance.Protocol) && old.Endpoint.IdleTimeout == time.Duration(c.Instance.IdleTimeout):
 		m.Endpoint = old.Endpoint
 	default:
-		if old.Endpoint.Incarnation != key.Incarnation && old.Verdict.State != Draining {
-			f.flapped(old.Endpoint, now)
+		reason := "it has another address"
+		if old.Endpoint.Incarnation != key.Incarnation {
+			reason = "a newer incarnation has its id"
+			if old.Verdict.State != Draining {
+				f.flapped(old.Endpoint, now)
+			}
 		}
+		f.moved(old, old.Verdict.State, Gone, reason, c.ModRevision)
 		f.retire(old)
 		m.Endpoint = endpoint(key, c.Instance)
 	}
-	served := false
+	served, was := false, State("")
 	if old := members[at]; !found || m.Endpoint != old.Endpoint {
 		if f.checked(m) && !first {
 			m.condition = &condition{unproven: note{now, c.ModRevision, "its check has not passed yet"}}
 		}
 		f.damp(m, now)
 	} else {
-		served = old.Verdict.State.serves()
+		was = old.Verdict.State
+		served = was.serves()
 		if m.condition = old.condition; m.condition != nil && m.condition.lost.is() {
 			// Being registered ends a suspicion, but says nothing about whether it answers.
 			delete(f.suspected, place(m.Endpoint))
@@ -285,13 +296,16 @@ func (f *Fold) put(c *registry.Change, first bool, now time.Time, touched map[st
 		f.warm(m, now)
 	}
 	f.changed(m, touched)
+	if !first && m.Verdict.State != was {
+		f.moved(m, was, m.Verdict.State, m.Verdict.Reason, m.ModRevision)
+	}
 	if m.Verdict.State == Draining && m.Instance.DrainAck {
 		f.leaving[m.Endpoint] = m
 	} else {
 		delete(f.leaving, m.Endpoint)
 	}
 	if s := f.suspected[place(m.Endpoint)]; s != nil { // whose address another one has now
-		f.remove(c.Service, s.Endpoint.ID, touched)
+		f.remove(s, "its address is another instance's now", c.ModRevision, touched)
 	}
 }
 
@@ -326,12 +340,15 @@ func find(members []*Member, id string) (int, bool) {
 	return slices.BinarySearchFunc(members, id, func(m *Member, id string) int { return strings.Compare(m.Endpoint.ID, id) })
 }
 
-func (f *Fold) remove(service, id string, touched map[string]bool) {
+// remove ends the membership of a registered member, and says why, and at which revision.
+func (f *Fold) remove(m *Member, reason string, revision int64, touched map[string]bool) {
+	service := m.Endpoint.Service
 	members := f.services[service]
-	at, found := find(members, id)
+	at, found := find(members, m.Endpoint.ID)
 	if !found {
 		return
 	}
+	f.moved(members[at], members[at].Verdict.State, Gone, reason, revision)
 	f.retire(members[at])
 	f.instances--
 	touched[service] = true
@@ -345,6 +362,7 @@ func (f *Fold) remove(service, id string, touched map[string]bool) {
 // SetStatic replaces the static instances of all services. Those that cannot be dialled are left out and named in the
 // error.
 func (f *Fold) SetStatic(services map[string][]registry.Instance, now time.Time, touched map[string]bool) error {
+	f.at = now
 	old, first := f.statics, f.statics == nil
 	f.statics = map[string][]*Member{}
 	for service := range old {
@@ -387,6 +405,7 @@ func (f *Fold) SetStatic(services map[string][]registry.Instance, now time.Time,
 	}
 	for _, members := range old {
 		for _, m := range members {
+			f.moved(m, m.Verdict.State, Gone, "the configuration file does not list it any more", 0)
 			f.retire(m)
 		}
 	}
