@@ -10,6 +10,10 @@ type (
 	Service = admin.Service
 	// Instance is one instance of a service.
 	Instance = admin.Instance
+	// Why is the answer of /api/v1/why.
+	Why = admin.Why
+	// Event is one of /api/v1/events.
+	Event = admin.Event
 	// Released is the answer of /api/v1/services/{service}/release.
 	Released = admin.Released
 	// Routes is the answer of /api/v1/routes.

@@ -390,6 +390,7 @@ func (b *Balancer) serveAdmin(ctx context.Context) {
 	api := &admin.API{
 		Control: b.control, Metrics: b.metrics, Version: b.options.Version, Started: b.started,
 		Ready: b.ready, Connections: b.engine.Connections, Engine: b.engine.Name(), Listeners: names,
+		Request: readRequest, Ended: ctx.Done(),
 	}
 	srv := &http.Server{
 		Handler: api.Handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,

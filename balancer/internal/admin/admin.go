@@ -1,6 +1,6 @@
 // Package admin is the admin API: health, metrics, and what the control plane knows, as JSON.
 //
-// It only reads. It is served on a loopback address, and answers only requests whose Host names one, so that a web page
+// It is served on a loopback address, and answers only requests whose Host names one, so that a web page
 // cannot reach it through a name that was made to point here. Errors are problem documents (RFC 9457).
 package admin
 
@@ -27,6 +27,10 @@ type API struct {
 	Ready func() (ready bool, reasons []string)
 	// Connections is the number of open client connections and of those being served.
 	Connections func() (open, serving int)
+	// Request reads a request as the proxy would, from its method, URL and header fields. The error says what is wrong.
+	Request func(method, url string, header http.Header) (*route.Request, error)
+	// Ended is closed when the daemon stops: streams end.
+	Ended <-chan struct{}
 	// Engine and Listeners say what the daemon runs on.
 	Engine    string
 	Listeners []string
@@ -162,8 +166,10 @@ func (a *API) Handler() http.Handler {
 	mux.HandleFunc("GET /api/v1/services/{service}", a.services)
 	mux.HandleFunc("POST /api/v1/services/{service}/release", a.release)
 	mux.HandleFunc("GET /api/v1/routes", a.routes)
+	mux.HandleFunc("GET /api/v1/why", a.why)
+	mux.HandleFunc("GET /api/v1/events", a.events)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		problem(w, http.StatusNotFound, "no such resource; see /livez /readyz /metrics /api/v1/{status,services,routes}")
+		problem(w, http.StatusNotFound, "no such resource; see /livez /readyz /metrics /api/v1/{status,services,routes,why,events}")
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")

@@ -79,6 +79,7 @@ type Instance struct {
 	Endpoint *pool.Endpoint
 	Lease    int64
 	Since    time.Time // of the verdict; zero when that is not known
+	Until    time.Time // its state ends by itself then; zero when it does not
 	// CreateRevision and ModRevision are the store's; zero when static.
 	CreateRevision, ModRevision int64
 }
@@ -110,10 +111,7 @@ func (c *Controller) Services(ctx context.Context, name string) ([]Service, erro
 				v.Policy, v.Eligible = s.pool.Policy, s.pool.Len()
 			}
 			for _, m := range c.fold.Members(n) {
-				v.Instances = append(v.Instances, Instance{
-					Record: *m.Instance, Verdict: m.Verdict, Key: m.Key, Static: m.Static, Endpoint: m.Endpoint,
-					Lease: m.Lease, Since: m.Since(), CreateRevision: m.CreateRevision, ModRevision: m.ModRevision,
-				})
+				v.Instances = append(v.Instances, c.instance(m))
 			}
 			list = append(list, v)
 		}
@@ -122,6 +120,55 @@ func (c *Controller) Services(ctx context.Context, name string) ([]Service, erro
 		return nil, endedOr(ctx)
 	}
 	return list, nil
+}
+
+// instance is how a member is shown.
+func (c *Controller) instance(m *membership.Member) Instance {
+	until := m.Until()
+	if w := c.watches[m.Endpoint]; w != nil && !w.until.IsZero() {
+		until = w.until
+	}
+	return Instance{
+		Record: *m.Instance, Verdict: m.Verdict, Key: m.Key, Static: m.Static, Endpoint: m.Endpoint,
+		Lease: m.Lease, Since: m.Since(), Until: until, CreateRevision: m.CreateRevision, ModRevision: m.ModRevision,
+	}
+}
+
+// Choice is what a request may be sent to.
+type Choice struct {
+	Service   string
+	Policy    string
+	Endpoints []Candidate
+}
+
+// Candidate is an instance of a service, and how it stands to a pool.
+type Candidate struct {
+	Instance
+	// Chosen says that the pool picks among it and others; Weight is what the pool gives it, which in a slow start is less
+	// than its own.
+	Chosen bool
+	Weight int
+}
+
+// Choice explains a pool: all instances of its service, by id.
+func (c *Controller) Choice(ctx context.Context, p *pool.Pool) (choice Choice, err error) {
+	if !c.do(ctx, func() { choice = c.choice(p) }) {
+		return choice, endedOr(ctx)
+	}
+	return choice, nil
+}
+
+func (c *Controller) choice(p *pool.Pool) Choice {
+	choice := Choice{Service: p.Service.Name, Policy: p.Policy}
+	weights := make(map[*pool.Endpoint]int, len(p.Weights))
+	for _, m := range p.Weights {
+		weights[m.Endpoint] = m.Weight
+	}
+	for _, m := range c.fold.Members(choice.Service) {
+		w := weights[m.Endpoint]
+		choice.Endpoints = append(choice.Endpoints, Candidate{Instance: c.instance(m), Chosen: w > 0, Weight: w})
+	}
+	return choice
 }
 
 // Router returns the routes of the current table; nil before the first.

@@ -182,6 +182,14 @@ func (f *Fold) Member(e *pool.Endpoint) *Member {
 	return nil
 }
 
+// Until is when the member is no longer damped; zero if it is not.
+func (m *Member) Until() time.Time {
+	if c := m.condition; c != nil && c.damped.is() {
+		return c.until
+	}
+	return time.Time{}
+}
+
 // Probe reports whether it has to be found out soon how the member is, whether it has a check or not.
 func (m *Member) Probe() bool {
 	c := m.condition

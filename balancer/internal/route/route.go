@@ -391,7 +391,6 @@ type Target struct {
 
 // Match finds the route of a request and the pool of its service.
 func (t *Table) Match(q *Request) Target {
-	host, path := q.Host, q.Path
 	if t.router != nil {
 		if r := t.router.match(q); r != nil {
 			to := Target{Route: r, Pool: t.pool(r.slot), Strip: r.Prefix()}
@@ -401,22 +400,5 @@ func (t *Table) Match(q *Request) Target {
 			return to
 		}
 	}
-	if !t.auto {
-		return Target{}
-	}
-	if n := len(host) - len(autoSuffix); n > 0 && string(host[n:]) == autoSuffix {
-		if r := t.services[string(host[:n])]; r != nil {
-			return Target{Route: r, Pool: t.pool(r.slot)}
-		}
-	}
-	if len(path) > 1 {
-		end := 1
-		for end < len(path) && path[end] != '/' {
-			end++
-		}
-		if r := t.services[string(path[1:end])]; r != nil {
-			return Target{Route: r, Pool: t.pool(r.slot), Strip: end}
-		}
-	}
-	return Target{}
+	return t.automatic(q)
 }

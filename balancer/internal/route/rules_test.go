@@ -169,6 +169,18 @@ func TestMatchEqualsScan(t *testing.T) {
 					if got != want {
 						rt.Fatalf("%s%s %v: matched %q, a scan finds %q", host, path, f, got, want)
 					}
+					told, fits := "", table.Explain(q)
+					for i := len(fits) - 1; i >= 0; i-- {
+						if fit := fits[i]; fit.Why == "" {
+							told = fit.Route.Name
+						}
+						if fits[i].Covered == nil && (fits[i].Why == "") != fits[i].Route.takes(q) {
+							rt.Fatalf("%s%s %v: route %s is said to fit: %q", host, path, f, fits[i].Route.Name, fits[i].Why)
+						}
+					}
+					if told != want || len(fits) != len(routes) {
+						rt.Fatalf("%s%s %v: %q is told of %d routes, a scan finds %q", host, path, f, told, len(fits), want)
+					}
 				}
 			}
 		}

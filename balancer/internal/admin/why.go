@@ -1,0 +1,131 @@
+package admin
+
+import (
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/rota-lb/rota/balancer/internal/control"
+)
+
+// Why is the answer of /api/v1/why: what would become of a request, and for which reasons.
+type Why struct {
+	Method string `json:"method"`
+	Host   string `json:"host"`
+	Path   string `json:"path"` // as it is matched
+	Query  string `json:"query,omitempty"`
+	// Route is the one that matches; Reason is why there is no answer from an instance, if that is sure.
+	Route    *Route  `json:"route,omitempty"`
+	Reason   string  `json:"reason,omitempty"`
+	Losers   []Loser `json:"losers,omitempty"`
+	Redirect bool    `json:"redirect,omitempty"`
+	// Service is whose instances are chosen among, by Policy. With a split it is one of its shares, drawn anew each time.
+	Service    string      `json:"service,omitempty"`
+	Policy     string      `json:"policy,omitempty"`
+	Candidates []Candidate `json:"candidates,omitempty"`
+	Generation uint64      `json:"table_generation"`
+	Revision   int64       `json:"table_revision"`
+}
+
+// Loser is a route that does not get the request.
+type Loser struct {
+	Route Route  `json:"route"`
+	Why   string `json:"why"`
+}
+
+// Candidate is an instance of the service.
+type Candidate struct {
+	Instance
+	// Chosen says that it is one of those that the policy chooses among, and Share the weight it has there.
+	Chosen bool `json:"chosen"`
+	Share  int  `json:"share"`
+	// Until is when its state ends by itself.
+	Until time.Time `json:"until,omitzero"`
+	// Load is what policies compare: requests in flight, here and, as far as the instance says, from elsewhere.
+	Load int64 `json:"load"`
+	// Latency is the mean time to its answers, in seconds, since the daemon runs; zero when there were none.
+	Latency float64 `json:"latency,omitempty"`
+}
+
+// mostLosers bounds the routes that are listed.
+const mostLosers = 200
+
+func (a *API) why(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	header := http.Header{}
+	for _, line := range query["header"] {
+		name, value, ok := strings.Cut(line, ":")
+		if !ok {
+			problem(w, http.StatusBadRequest, "header: write it as in header=X-Beta:1")
+			return
+		}
+		header.Add(name, strings.TrimSpace(value))
+	}
+	method := query.Get("method")
+	if method == "" {
+		method = http.MethodGet
+	}
+	q, err := a.Request(method, query.Get("url"), header)
+	if err != nil {
+		problem(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	table := a.Control.Store.Load()
+	out := Why{
+		Method: method, Host: string(q.Host), Path: string(q.Path), Query: string(q.Query), Generation: table.Generation, Revision: table.Revision,
+	}
+	to := table.Match(q)
+	for _, fit := range table.Explain(q) {
+		if fit.Route == to.Route || len(out.Losers) == mostLosers {
+			continue
+		}
+		why := fit.Why
+		if fit.Covered != nil {
+			why += ": " + fit.Covered.Name
+		} else if why == "" {
+			why = "it matches, too, but comes after"
+		}
+		out.Losers = append(out.Losers, Loser{asRoute(fit.Route), why})
+	}
+	switch {
+	case to.Route == nil && table.Generation == 0:
+		out.Reason = "no_table_yet"
+	case to.Route == nil:
+		out.Reason = "no_route"
+	default:
+		v := asRoute(to.Route)
+		out.Route = &v
+		out.Redirect = to.Route.Rules != nil && to.Route.Rules.Redirect != nil
+		if to.Pool == nil && !out.Redirect {
+			out.Reason, out.Service = "no_healthy_upstream", to.Route.Service
+		}
+	}
+	if to.Pool == nil {
+		reply(w, http.StatusOK, out)
+		return
+	}
+	choice, err := a.Control.Choice(r.Context(), to.Pool)
+	if err != nil {
+		problem(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
+	out.Service, out.Policy = choice.Service, choice.Policy
+	if to.Pool.Len() == 0 {
+		out.Reason = "no_healthy_upstream"
+	}
+	for _, c := range choice.Endpoints {
+		out.Candidates = append(out.Candidates, candidate(c))
+	}
+	reply(w, http.StatusOK, out)
+}
+
+func candidate(c control.Candidate) Candidate {
+	out := Candidate{Instance: instance(c.Instance), Chosen: c.Chosen, Share: c.Weight, Until: c.Until, Load: c.Endpoint.Load()}
+	if st := c.Endpoint.PeekStats(); st != nil {
+		v := st.View()
+		if n := v.Count(); n > 0 {
+			out.Latency = v.Sum.Seconds() / float64(n)
+		}
+	}
+	return out
+}

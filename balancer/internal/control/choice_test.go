@@ -1,0 +1,104 @@
+package control
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/rota-lb/rota/balancer/internal/route"
+	"github.com/rota-lb/rota/balancer/pool"
+	"github.com/rota-lb/rota/config"
+	"github.com/rota-lb/rota/registry"
+	"github.com/rota-lb/rota/registry/memory"
+)
+
+// In a thousand states that chance makes, what is said to be chosen among is what is picked.
+func TestChoiceIsThePickers(t *testing.T) {
+	c := New(Options{Registry: (&memory.Store{}).NewClient(), Store: &route.Store{}}, config.Dynamic{})
+	c.setDynamic(c.first)
+	random := rand.New(rand.NewPCG(5, 6))
+	c.update(&registry.Update{Reset: true, Revision: 1, StoreID: 1})
+	now, revision := time.Now(), int64(1)
+	seen := map[string]int{}
+	for state := range 1000 {
+		id := fmt.Sprint(random.IntN(8))
+		var e *pool.Endpoint
+		for _, m := range c.fold.Members("web") {
+			if m.Endpoint.ID == id {
+				e = m.Endpoint
+			}
+		}
+		revision++
+		now = now.Add(time.Duration(random.IntN(3000)) * time.Millisecond)
+		change := registry.Change{
+			Kind: registry.KindInstance, Key: "/rota/services/web/" + id, Service: "web", ID: id, Lease: 7, CreateRevision: revision, ModRevision: revision,
+		}
+		switch what := random.IntN(9); {
+		case what < 4 || e == nil:
+			weight := []int{0, 1, 100, 5000}[random.IntN(4)]
+			change.Instance = &registry.Instance{
+				Service: "web", ID: id, Address: fmt.Sprintf("10.0.0.%d:80", random.IntN(9)+1), Weight: &weight,
+				State: []registry.State{"", "", "", registry.Starting, registry.Draining}[random.IntN(5)],
+			}
+			c.update(&registry.Update{Revision: revision, StoreID: 1, Changes: []registry.Change{change}})
+		case what == 4:
+			change.Deleted = true
+			c.update(&registry.Update{Revision: revision, StoreID: 1, Changes: []registry.Change{change}})
+		case what == 5:
+			c.fold.Refused(e, now, c.touched)
+		case what == 6:
+			c.fold.Checked(e, random.IntN(2) == 0, "why", now, c.touched)
+		case what == 7:
+			c.fold.Probed(e, random.IntN(2) == 0, now, c.touched)
+		case what == 8:
+			c.fold.Failing(e, "why", now, c.touched)
+		}
+		if random.IntN(4) == 0 {
+			c.fold.Expire(now, c.touched)
+		}
+		if !c.dirty() {
+			continue
+		}
+		c.publish()
+		p := c.Store.Load().Pool("web")
+		picked := map[string]bool{}
+		for range 4000 { // the lightest has a share of one in some ten thousand, so it is asked by name below
+			if e := p.Pick(); e != nil {
+				picked[e.ID] = true
+			}
+		}
+		choice := c.choice(p)
+		if len(choice.Endpoints) != len(c.fold.Members("web")) {
+			t.Fatalf("state %d: %d of %d instances are explained", state, len(choice.Endpoints), len(c.fold.Members("web")))
+		}
+		chosen := 0
+		for _, x := range choice.Endpoints {
+			seen[string(x.Verdict.State)]++
+			id := x.Endpoint.ID
+			if x.Chosen {
+				chosen++
+				var others []*pool.Endpoint
+				for _, m := range p.Weights {
+					if m.Endpoint != x.Endpoint {
+						others = append(others, m.Endpoint)
+					}
+				}
+				if got := p.Pick(others...); got != x.Endpoint {
+					t.Fatalf("state %d: %s is said to be chosen, and cannot be picked", state, id)
+				}
+			}
+			if picked[id] && !x.Chosen {
+				t.Fatalf("state %d: %s is picked, and said not to be", state, id)
+			}
+		}
+		if chosen != p.Len() {
+			t.Fatalf("state %d: %d are said to be chosen among, of %d", state, chosen, p.Len())
+		}
+	}
+	for _, s := range []string{"ready", "starting", "draining", "suspect", "ejected", "down", "replaced"} {
+		if seen[s] == 0 {
+			t.Errorf("chance made no state with an instance that is %s: %v", s, seen)
+		}
+	}
+}

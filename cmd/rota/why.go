@@ -1,0 +1,126 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rota-lb/rota/balancer"
+)
+
+func whyCommand() *cobra.Command {
+	var l look
+	var headers []string
+	var all bool
+	cmd := l.flags(&cobra.Command{
+		Use: "why [method] <url>", Short: "Explain where a request would go, and why not elsewhere", Args: args(cobra.RangeArgs(1, 2)),
+		Long: "Ask a running daemon what it would do with a request, without sending one: which route matches and why the others\n" +
+			"do not, which instances are chosen among, and what speaks against the rest.",
+		Example: "  rota why http://shop.example.com/cart/7\n  rota why POST http://shop.example.com/cart -H 'X-Beta: 1'",
+		RunE: func(cmd *cobra.Command, list []string) error {
+			if l.etcdctl {
+				return l.etcdctlLine(cmd.OutOrStdout(), "get", "/", true)
+			}
+			q := url.Values{"url": {list[len(list)-1]}, "header": headers}
+			if len(list) == 2 {
+				q.Set("method", list[0])
+			}
+			var w balancer.Why
+			body, err := l.get(cmd.Context(), "/api/v1/why?"+q.Encode(), &w)
+			if err != nil {
+				return err
+			}
+			return l.show(cmd.OutOrStdout(), body, func(out io.Writer) { explain(out, &w, all) })
+		},
+	})
+	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "`name: value` of a field of the request; may be repeated")
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "list every route that does not match")
+	return cmd
+}
+
+// mostLosers is how many routes are listed unless all are asked for.
+const mostLosers = 5
+
+func explain(w io.Writer, why *balancer.Why, all bool) {
+	fmt.Fprintf(w, "request\t%s http://%s%s%s\n", printable(why.Method), printable(why.Host), printable(why.Path), printable(why.Query))
+	switch r := why.Route; {
+	case r == nil:
+		fmt.Fprintf(w, "route\tnone: 404 no_route\n")
+	case why.Redirect:
+		fmt.Fprintf(w, "route\t%s (%s): a redirect\n", printable(r.Name), r.Source)
+	default:
+		fmt.Fprintf(w, "route\t%s (%s)\n", printable(r.Name), r.Source)
+	}
+	for i, loser := range why.Losers {
+		if i == mostLosers && !all {
+			fmt.Fprintf(w, "\tand %d more: --all\n", len(why.Losers)-i)
+			break
+		}
+		fmt.Fprintf(w, "\tnot %s: %s\n", printable(loser.Route.Name), printable(loser.Why))
+	}
+	if why.Service != "" {
+		fmt.Fprintf(w, "service\t%s, %s\n", printable(why.Service), why.Policy)
+	}
+	for _, c := range why.Candidates {
+		text := fmt.Sprintf("%s %s: %s, %s", printable(c.ID), printable(c.Address), c.State, printable(c.Reason))
+		if !c.Since.IsZero() {
+			text += fmt.Sprintf(", for %s", time.Since(c.Since).Round(time.Second))
+		}
+		if !c.Until.IsZero() {
+			text += fmt.Sprintf(", for another %s", time.Until(c.Until).Round(time.Second))
+		}
+		mark := "no"
+		if c.Chosen {
+			mark = "yes"
+			text += fmt.Sprintf("; weight %d, load %d", c.Share, c.Load)
+			if c.Share != c.Weight {
+				text += fmt.Sprintf(" (of %d: slow start)", c.Weight)
+			}
+			if c.Latency > 0 {
+				text += ", answers in " + time.Duration(c.Latency*float64(time.Second)).Round(10*time.Microsecond).String()
+			}
+		}
+		if c.Revision > 0 {
+			text += fmt.Sprintf("; revision %d", c.Revision)
+		}
+		fmt.Fprintf(w, "  %s\t%s\n", mark, text)
+	}
+	switch {
+	case why.Reason != "":
+		fmt.Fprintf(w, "answer\tnone of an instance: %s\n", strings.TrimSpace(why.Reason))
+	case why.Service != "":
+		fmt.Fprintf(w, "answer\tof one of those marked yes\n")
+	}
+	fmt.Fprintf(w, "table\tgeneration %d, revision %d\n", why.Generation, why.Revision)
+}
+
+func eventsCommand() *cobra.Command {
+	var l look
+	return l.flags(&cobra.Command{
+		Use: "events", Short: "Show what has happened lately: who came, left, was lost or ejected", Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var list []balancer.Event
+			body, err := l.get(cmd.Context(), "/api/v1/events", &list)
+			if err != nil {
+				return err
+			}
+			return l.show(cmd.OutOrStdout(), body, func(w io.Writer) {
+				fmt.Fprintln(w, "TIME\tWHAT\tWHO\tSTATE\tWHY")
+				for _, e := range list {
+					who, state := e.Service, e.To
+					if e.Instance != "" {
+						who += "/" + e.Instance
+					}
+					if e.From != "" {
+						state = e.From + " > " + e.To
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", e.At.Local().Format("15:04:05.000"), e.Kind, printable(who), state, printable(e.Text))
+				}
+			})
+		},
+	})
+}
