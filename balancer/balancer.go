@@ -77,6 +77,7 @@ type Balancer struct {
 	guard    *proxy.Guard
 	admin    net.Listener // nil when off
 	networks []netip.Prefix
+	token    string // of the admin API
 	access   *telemetry.AccessLog
 	metrics  *telemetry.Metrics
 	hurry    chan struct{}
@@ -108,6 +109,9 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 	}()
 	if b.sockets = o.Sockets; b.sockets == nil {
 		b.sockets = new(listen.Sockets)
+	}
+	if b.token, err = cfg.Admin.ReadToken(); err != nil {
+		return nil, err
 	}
 	if cfg.Admin.Address != "off" {
 		if b.admin, err = b.sockets.Bind(cfg.Admin.Address, 0); err != nil {
@@ -390,7 +394,7 @@ func (b *Balancer) serveAdmin(ctx context.Context) {
 	api := &admin.API{
 		Control: b.control, Metrics: b.metrics, Version: b.options.Version, Started: b.started,
 		Ready: b.ready, Connections: b.engine.Connections, Engine: b.engine.Name(), Listeners: names,
-		Request: readRequest, Ended: ctx.Done(),
+		Token: b.token, Request: readRequest, Ended: ctx.Done(),
 	}
 	srv := &http.Server{
 		Handler: api.Handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,

@@ -52,10 +52,11 @@ func TestExampleComments(t *testing.T) {
 	if err := s.err(); err != nil {
 		t.Errorf("%v\n%s", err, text)
 	}
-	has := map[string]bool{"etcd.password": true} // not beside password_file
+	has := map[string]bool{"etcd.password": true, "admin.token": true} // not beside their files
 	for path := range s.keys {
 		path = regexp.MustCompile(`\[\d+\]`).ReplaceAllString(path, "")
-		has[regexp.MustCompile(`^services\.[a-z]+`).ReplaceAllString(path, "services")] = true
+		path = regexp.MustCompile(`^services\.[a-z]+`).ReplaceAllString(path, "services")
+		has[regexp.MustCompile(`\.overrides\.[a-z0-9-]+`).ReplaceAllString(path, ".overrides")] = true
 	}
 	// What routes may have is not shown twice.
 	for _, f := range fieldsOf(reflect.TypeFor[Timeouts]()) {
@@ -249,7 +250,7 @@ func TestLoad(t *testing.T) {
 		"ROTA_ETCD_ENDPOINTS=a:1,b":       "ROTA_ETCD_ENDPOINTS: etcd endpoint \"b\" has no port\n  write b:2379",
 		"ROTA_ETCD_ENDPOINT=a:1":          "ROTA_ETCD_ENDPOINT: unknown variable\n  did you mean ROTA_ETCD_ENDPOINTS?",
 		"ETCDCTL_CERT=/c.pem":             "ETCDCTL_CERT: a certificate without its key\n  add etcd.key",
-		"ROTA_ADMIN_ADDRESS=0.0.0.0:9797": "ROTA_ADMIN_ADDRESS: admin address \"0.0.0.0:9797\" is not on loopback: the admin API has no authentication yet\n  write 127.0.0.1:9797, or off",
+		"ROTA_ADMIN_ADDRESS=0.0.0.0:9797": "ROTA_ADMIN_ADDRESS: admin address \"0.0.0.0:9797\" is not on loopback, and there is no token\n  write 127.0.0.1:9797, or off, or name a token_file",
 	} {
 		_, err := Load(file, WithEnviron([]string{environ}))
 		if err == nil || err.Error() != want {

@@ -124,7 +124,7 @@ func underline(line string, column, width int) string {
 
 var userinfo = regexp.MustCompile(`://[^/@\s"',]*@`)
 
-var secret = regexp.MustCompile(`(?i)(pass[a-z]*["']?\s*:\s*)("(?:[^"\\]|\\.)*"?|'[^']*'?|[^\s,}#][^,}#]*)`)
+var secret = regexp.MustCompile(`(?i)((?:pass[a-z]*|token)["']?\s*:\s*)("(?:[^"\\]|\\.)*"?|'[^']*'?|[^\s,}#][^,}#]*)`)
 
 // hideSecrets replaces what looks like a password by as many asterisks: errors end in journals. A path to a password
 // file is no secret and stays.

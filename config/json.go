@@ -13,6 +13,26 @@ func (r Route) MarshalJSON() ([]byte, error) {
 	return []byte(notYAML.Replace(string(out))), err
 }
 
+// EditPolicy changes the value of the key <prefix>/policies/<service>; nil is none, before and after. What the value says
+// already stays as it is, but for its layout. An error is of type [Errors] and names the key.
+func EditPolicy(service string, value []byte, change func(*Service)) ([]byte, error) {
+	s := newSource("policies/"+service, value)
+	var v Service
+	s.read(value, maxValueBytes, &v)
+	if err := s.err(); err != nil {
+		return nil, err
+	}
+	if change(&v); reflect.ValueOf(v).IsZero() {
+		return nil, nil
+	}
+	s.service(service, v, "")
+	if err := s.err(); err != nil {
+		return nil, err
+	}
+	out, err := json.Marshal(plain(reflect.ValueOf(v)))
+	return []byte(notYAML.Replace(string(out))), err
+}
+
 // notYAML escapes the characters that JSON holds as they are and YAML does not.
 var notYAML = strings.NewReplacer("\x7f", `\u007f`, "\u0085", `\u0085`, "\ufeff", `\ufeff`, "\ufffe", `\ufffe`, "\uffff", `\uffff`)
 
@@ -34,6 +54,14 @@ func plain(v reflect.Value) any {
 			if x := v.FieldByIndex(f.index); !x.IsZero() {
 				out[f.key] = plain(x)
 			}
+		}
+		return out
+	case v.Kind() == reflect.Pointer:
+		return plain(v.Elem())
+	case v.Kind() == reflect.Map:
+		out := map[string]any{}
+		for k, x := range v.Seq2() {
+			out[k.String()] = plain(x)
 		}
 		return out
 	case v.Kind() == reflect.Slice:

@@ -233,12 +233,26 @@ func ParseGrant(service string, data []byte) (Grant, error) {
 
 // ReadPassword returns the password: Password, or the first line of PasswordFile, or "".
 func (e Etcd) ReadPassword() (string, error) {
-	if e.PasswordFile == "" {
-		return e.Password, nil
+	return readSecret(e.Password, "etcd.password_file", e.PasswordFile)
+}
+
+// ReadToken returns the token: Token, or the first line of TokenFile, or "".
+func (a Admin) ReadToken() (string, error) {
+	token, err := readSecret(a.Token, "admin.token_file", a.TokenFile)
+	if err == nil && token == "" && a.TokenFile != "" {
+		err = fmt.Errorf("admin.token_file: %s is empty", a.TokenFile)
 	}
-	data, err := os.ReadFile(e.PasswordFile)
+	return token, err
+}
+
+// readSecret returns a text, or the first line of a file, if one is named.
+func readSecret(text, key, file string) (string, error) {
+	if file == "" {
+		return text, nil
+	}
+	data, err := os.ReadFile(file)
 	if err != nil {
-		return "", fmt.Errorf("etcd.password_file: %w", err)
+		return "", fmt.Errorf("%s: %w", key, err)
 	}
 	line, _, _ := strings.Cut(string(data), "\n")
 	return strings.TrimRight(line, "\r"), nil

@@ -121,7 +121,10 @@ type Certificate struct {
 
 // Admin is where the admin API listens.
 type Admin struct {
-	Address string `yaml:"address"` // default 127.0.0.1:9797; "off" switches it off; must be loopback
+	Address string `yaml:"address"` // default 127.0.0.1:9797; "off" switches it off; beyond loopback it needs a token
+	// Token is what requests must show (Authorization: Bearer …), but for /livez and /readyz; TokenFile is read for it.
+	Token     string `yaml:"token"`
+	TokenFile string `yaml:"token_file"`
 }
 
 // Log says what is logged and how.
@@ -325,8 +328,18 @@ type Service struct {
 	Panic int `yaml:"panic" json:"panic,omitempty"`
 	// Ejection is when an instance is left alone for a while.
 	Ejection Ejection `yaml:"ejection" json:"ejection,omitzero"`
+	// Overrides are an operator's words about instances, by id: they count before what the instance says itself.
+	Overrides map[string]Override `yaml:"overrides" json:"overrides,omitempty"`
 	// Instances are static ones, beside those of the registry.
 	Instances []StaticInstance `yaml:"instances" json:"instances,omitempty"`
+}
+
+// Override is an operator's word about an instance, for every life of its id.
+type Override struct {
+	// Drain takes it out: nothing new is sent there.
+	Drain bool `yaml:"drain" json:"drain,omitempty"`
+	// Weight replaces its own, 0 to 10000.
+	Weight *int `yaml:"weight" json:"weight,omitempty"`
 }
 
 // Check says how instances are checked.

@@ -45,6 +45,9 @@ var (
 	registered = []string{string(registry.HTTP), string(registry.HTTPS), string(registry.H2C), string(registry.H2), string(registry.GRPC), string(registry.TCP)}
 )
 
+// leastToken is how long a token must be.
+const leastToken = 16
+
 // maxChecks bounds rise and fall.
 const maxChecks = 100
 
@@ -398,13 +401,19 @@ func (s *source) admin(a Admin) {
 		s.report("admin.address", problem, hint)
 		return
 	}
+	if a.Token != "" && a.TokenFile != "" {
+		s.report("admin.token_file", "token and token_file exclude each other", "keep token_file: it shows in no listing")
+	}
+	if a.Token != "" && len(a.Token) < leastToken {
+		s.report("admin.token", fmt.Sprintf("a token of %d characters can be guessed", len(a.Token)), "make one with: openssl rand -hex 32")
+	}
 	host, port, _ := net.SplitHostPort(a.Address)
 	ip, err := netip.ParseAddr(host)
-	if host == "localhost" || err == nil && ip.Unmap().IsLoopback() {
+	if host == "localhost" || err == nil && ip.Unmap().IsLoopback() || a.Token != "" || a.TokenFile != "" {
 		return
 	}
-	s.report("admin.address", fmt.Sprintf("admin address %q is not on loopback: the admin API has no authentication yet", a.Address),
-		fmt.Sprintf("write 127.0.0.1:%s, or off", port))
+	s.report("admin.address", fmt.Sprintf("admin address %q is not on loopback, and there is no token", a.Address),
+		fmt.Sprintf("write 127.0.0.1:%s, or off, or name a token_file", port))
 }
 
 func (s *source) access(value string) {
@@ -564,7 +573,9 @@ func (s *source) service(name string, v Service, path string) {
 	if !serviceName.MatchString(name) {
 		s.reportKey(path, fmt.Sprintf("%q is not a service name", clip(name)), serviceGrammar)
 	}
-	s.oneOf(join(path, "balance"), v.Balance, pool.Policies())
+	if v.Balance != "" {
+		s.oneOf(join(path, "balance"), v.Balance, pool.Policies())
+	}
 	if v.Protocol != "" {
 		s.oneOf(join(path, "protocol"), v.Protocol, protocols)
 	}
@@ -582,6 +593,14 @@ func (s *source) service(name string, v Service, path string) {
 	}
 	if v.Queue < 0 {
 		s.report(join(path, "queue"), "queue must not be negative", "")
+	}
+	for id, o := range v.Overrides {
+		if registry.CheckID(id) != nil {
+			s.reportKey(join(path, "overrides."+id), fmt.Sprintf("%q is not the id of an instance", clip(id)), "rota instances ls shows them")
+		}
+		if o.Weight != nil && (*o.Weight < 0 || *o.Weight > registry.MaxWeight) {
+			s.report(join(path, "overrides."+id+".weight"), fmt.Sprintf("weight must be 0 to %d, not %d", registry.MaxWeight, *o.Weight), "0 takes no new traffic")
+		}
 	}
 	if v.Check != nil {
 		s.check(*v.Check, join(path, "check"))

@@ -42,6 +42,14 @@ type Leases interface {
 	LeaseAlive(ctx context.Context, lease int64) (bool, error)
 }
 
+// Editor is a Registry, too, whose keys an operator's tool can change. Both drivers here are.
+type Editor interface {
+	// Edit replaces the value of a key, without a lease, by what change makes of it, and does so again from the value that
+	// is there then if somebody else was quicker. old is nil when there is none; a new value of nil deletes the key. It
+	// returns the error of change, of the store, or of ctx.
+	Edit(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error
+}
+
 // RegistrationState is how a registration stands with the store.
 type RegistrationState uint8
 

@@ -29,6 +29,7 @@ const defaultAdmin = "127.0.0.1:9797"
 // look is what the verbs that ask a running daemon have in common.
 type look struct {
 	admin   string
+	token   string // file
 	output  string
 	etcdctl bool
 	prefix  string
@@ -37,6 +38,7 @@ type look struct {
 func (l *look) flags(cmd *cobra.Command) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&l.admin, "admin", orEnv("ROTA_ADMIN_ADDRESS", defaultAdmin), "`address` of the daemon's admin API")
+	f.StringVar(&l.token, "token-file", "", "`file` with the token of the admin API (or ROTA_ADMIN_TOKEN)")
 	f.StringVarP(&l.output, "output", "o", "table", "\"table\" or \"json\"")
 	f.BoolVar(&l.etcdctl, "etcdctl", false, "print the equivalent etcdctl line instead")
 	f.StringVar(&l.prefix, "prefix", orEnv("ROTA_ETCD_PREFIX", registry.DefaultPrefix), "`prefix` of the keys, for --etcdctl")
@@ -52,10 +54,11 @@ func orEnv(name, value string) string {
 
 // get fetches a resource of the admin API.
 func (l *look) get(ctx context.Context, path string, v any) ([]byte, error) {
-	return l.ask(ctx, http.MethodGet, path, v)
+	return l.ask(ctx, http.MethodGet, path, nil, v)
 }
 
-func (l *look) ask(ctx context.Context, method, path string, v any) ([]byte, error) {
+// ask does a request of the admin API, with a body if there is one, and reads the answer into v unless that is nil.
+func (l *look) ask(ctx context.Context, method, path string, body []byte, v any) ([]byte, error) {
 	if l.output != "table" && l.output != "json" {
 		return nil, usageError{fmt.Errorf("--output %q: use table or json", l.output)}
 	}
@@ -64,27 +67,45 @@ func (l *look) ask(ctx context.Context, method, path string, v any) ([]byte, err
 	client.RetryMax, client.RetryWaitMin, client.RetryWaitMax = 2, 50*time.Millisecond, 200*time.Millisecond
 	client.HTTPClient.Timeout = 5 * time.Second
 	client.ErrorHandler = retryablehttp.PassthroughErrorHandler
-	req, err := retryablehttp.NewRequestWithContext(ctx, method, "http://"+l.admin+path, nil)
+	var raw any // a nil slice would be a body
+	if body != nil {
+		raw = body
+	}
+	req, err := retryablehttp.NewRequestWithContext(ctx, method, "http://"+l.admin+path, raw)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("--admin %q: %w", l.admin, err)}
+	}
+	token := os.Getenv("ROTA_ADMIN_TOKEN")
+	if l.token != "" {
+		text, err := os.ReadFile(l.token)
+		if err != nil {
+			return nil, fmt.Errorf("--token-file: %w", err)
+		}
+		token = strings.TrimSpace(string(text))
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("no daemon answers at %s: is it running? --admin or ROTA_ADMIN_ADDRESS names another address (%w)", l.admin, innermost(err))
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
+	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return nil, err
 	}
-	if resp.StatusCode != http.StatusOK {
+	if resp.StatusCode/100 != 2 {
 		var p struct{ Detail string }
-		if json.Unmarshal(body, &p) != nil || p.Detail == "" {
+		if json.Unmarshal(answer, &p) != nil || p.Detail == "" {
 			p.Detail = resp.Status
 		}
 		return nil, errors.New(p.Detail)
 	}
-	return body, json.Unmarshal(body, v)
+	if v == nil {
+		return answer, nil
+	}
+	return answer, json.Unmarshal(answer, v)
 }
 
 func innermost(err error) error {
@@ -218,7 +239,7 @@ func servicesCommand() *cobra.Command {
 					return usageError{errors.New("--etcdctl: this is between you and the daemon, nothing of it is in etcd")}
 				}
 				var r balancer.Released
-				body, err := release.ask(cmd.Context(), http.MethodPost, "/api/v1/services/"+url.PathEscape(list[0])+"/release", &r)
+				body, err := release.ask(cmd.Context(), http.MethodPost, "/api/v1/services/"+url.PathEscape(list[0])+"/release", nil, &r)
 				if err != nil {
 					return err
 				}

@@ -111,7 +111,8 @@ them at once. Nothing is rendered and nothing is reloaded.
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	cmd.AddCommand(serveCommand(), devCommand(), registerCommand(), checkCommand(), statusCommand(),
-		servicesCommand(), instancesCommand(), routesCommand(), whyCommand(), eventsCommand(), versionCommand())
+		servicesCommand(), instancesCommand(), routesCommand(), whyCommand(), eventsCommand(),
+		drainCommand(), undrainCommand(), weightCommand(), versionCommand())
 	return cmd
 }
 

@@ -86,7 +86,7 @@ var table = []row{
 	{pkg: "balancer/internal/telemetry", outside: []string{zap, "github.com/prometheus/client_golang/..."}},
 	{
 		pkg:    "balancer/internal/admin",
-		module: []string{"balancer/internal/control", "balancer/internal/route", "balancer/pool", "balancer/internal/telemetry"},
+		module: []string{"config", "balancer/internal/control", "balancer/internal/route", "balancer/pool", "balancer/internal/telemetry"},
 	},
 	{pkg: "balancer", module: []string{"balancer/...", "registry", "config"}, outside: []string{zap}},
 

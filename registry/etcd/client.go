@@ -53,6 +53,7 @@ var (
 	_ registry.Registry  = (*Client)(nil)
 	_ registry.Leases    = (*Client)(nil)
 	_ registry.Balancers = (*Client)(nil)
+	_ registry.Editor    = (*Client)(nil)
 )
 
 // Connect returns a client for the etcd that o and the environment name; see [Options] and [FromEnv]. It does not
@@ -230,6 +231,36 @@ func (c *Client) LeaseAlive(ctx context.Context, lease int64) (bool, error) {
 		return false, c.explain(err)
 	}
 	return resp.TTL > 0, nil
+}
+
+// Edit implements [registry.Editor].
+func (c *Client) Edit(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error {
+	for {
+		resp, err := c.etcd.Get(ctx, key)
+		if err != nil {
+			return c.explain(err)
+		}
+		var old []byte
+		var rev int64
+		if len(resp.Kvs) > 0 {
+			old, rev = resp.Kvs[0].Value, resp.Kvs[0].ModRevision
+		}
+		value, err := change(old)
+		if err != nil || value == nil && rev == 0 {
+			return err
+		}
+		op := clientv3.OpPut(key, string(value))
+		if value == nil {
+			op = clientv3.OpDelete(key)
+		}
+		done, err := c.etcd.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", rev)).Then(op).Commit()
+		if err != nil {
+			return c.explain(err)
+		}
+		if done.Succeeded {
+			return nil
+		}
+	}
 }
 
 // Etcd is the client below, for keys that are none of the registry's calls. Do not close it.

@@ -226,6 +226,28 @@ func (s *Store) all(c *Client) []*registration {
 	return out
 }
 
+// Edit is that of [registry.Editor].
+func (c *Client) Edit(_ context.Context, key string, change func(old []byte) ([]byte, error)) error {
+	s := c.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !c.connected {
+		return ErrDisconnected
+	}
+	old, there := s.entries[key]
+	value, err := change(bytes.Clone(old.value))
+	switch {
+	case err != nil:
+		return err
+	case value == nil && !there:
+		return nil
+	}
+	ops := []op{{key: key, value: bytes.Clone(value), deleted: value == nil}}
+	s.commit(ops)
+	s.settle(ops)
+	return nil
+}
+
 // Client is a [registry.Registry] that stands for one process. All methods may be called concurrently.
 type Client struct {
 	store     *Store
@@ -238,6 +260,7 @@ var (
 	_ registry.Registry  = (*Client)(nil)
 	_ registry.Leases    = (*Client)(nil)
 	_ registry.Balancers = (*Client)(nil)
+	_ registry.Editor    = (*Client)(nil)
 )
 
 // Expire ends the client's lease, as if it had not been renewed in time: its keys are deleted in one revision. If the

@@ -89,6 +89,7 @@ func Run(t *testing.T, h Harness) {
 		{"DrainSuperseded", testDrainSuperseded},
 		{"Presence", testPresence},
 		{"PresenceRefusesInvalid", testPresenceRefusesInvalid},
+		{"Edit", testEdit},
 		{"LinkLossWatch", testLinkLossWatch},
 		{"LinkLossRegistration", testLinkLossRegistration},
 		{"LinkLossUpdate", testLinkLossUpdate},

@@ -1,10 +1,11 @@
 // Package admin is the admin API: health, metrics, and what the control plane knows, as JSON.
 //
 // It is served on a loopback address, and answers only requests whose Host names one, so that a web page
-// cannot reach it through a name that was made to point here. Errors are problem documents (RFC 9457).
+// cannot reach it through a name that was made to point here; or with a token, anywhere. Errors are problem documents (RFC 9457).
 package admin
 
 import (
+	"crypto/subtle"
 	"encoding/json"
 	"net"
 	"net/http"
@@ -23,6 +24,9 @@ type API struct {
 	Metrics *telemetry.Metrics
 	Version string
 	Started time.Time
+	// Token is what requests must show, but for /livez and /readyz; empty asks for none, and then only requests to a loopback
+	// host are answered.
+	Token string
 	// Ready reports whether the daemon takes traffic, and if not, or not fully, why.
 	Ready func() (ready bool, reasons []string)
 	// Connections is the number of open client connections and of those being served.
@@ -164,7 +168,8 @@ func (a *API) Handler() http.Handler {
 	mux.HandleFunc("GET /api/v1/status", a.status)
 	mux.HandleFunc("GET /api/v1/services", a.services)
 	mux.HandleFunc("GET /api/v1/services/{service}", a.services)
-	mux.HandleFunc("POST /api/v1/services/{service}/release", a.release)
+	mux.HandleFunc("POST /api/v1/services/{service}/release", a.write(a.release))
+	mux.HandleFunc("PATCH /api/v1/services/{service}/instances/{id}", a.write(a.override))
 	mux.HandleFunc("GET /api/v1/routes", a.routes)
 	mux.HandleFunc("GET /api/v1/why", a.why)
 	mux.HandleFunc("GET /api/v1/events", a.events)
@@ -174,12 +179,44 @@ func (a *API) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Cache-Control", "no-store")
-		if !loopbackHost(r.Host) {
+		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		switch probe := r.URL.Path == "/livez" || r.URL.Path == "/readyz"; {
+		case a.Token == "" && !loopbackHost(r.Host):
 			problem(w, http.StatusMisdirectedRequest, "the admin API answers only to localhost and loopback addresses")
+		case a.Token != "" && !probe && !a.authorized(r):
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			problem(w, http.StatusUnauthorized, "send the token: Authorization: Bearer …, or --token-file and ROTA_ADMIN_TOKEN of rota")
+		default:
+			mux.ServeHTTP(w, r)
+		}
+	})
+}
+
+// authorized reports whether a request has the token.
+func (a *API) authorized(r *http.Request) bool {
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	return ok && subtle.ConstantTimeCompare([]byte(token), []byte(a.Token)) == 1
+}
+
+// write lets a request through that changes something, unless a page of another origin has sent it.
+func (a *API) write(do http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host && origin != "https://"+r.Host {
+			problem(w, http.StatusForbidden, "writes are not taken from pages of other origins")
 			return
 		}
-		mux.ServeHTTP(w, r)
-	})
+		r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+		do(w, r)
+	}
+}
+
+// by is who has sent a request, for the record.
+func by(r *http.Request) string {
+	who := r.RemoteAddr
+	if r.Header.Get("Authorization") != "" {
+		who += " with the token"
+	}
+	return who
 }
 
 // loopbackHost reports whether a Host names this machine's loopback.
@@ -261,11 +298,7 @@ func (a *API) services(w http.ResponseWriter, r *http.Request) {
 
 // release gives the suspects of a service up.
 func (a *API) release(w http.ResponseWriter, r *http.Request) {
-	if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host {
-		problem(w, http.StatusForbidden, "writes are not taken from pages of other origins")
-		return
-	}
-	gone, err := a.Control.ReleaseBrake(r.Context(), r.PathValue("service"))
+	gone, err := a.Control.ReleaseBrake(r.Context(), by(r), r.PathValue("service"))
 	if err != nil {
 		problem(w, http.StatusServiceUnavailable, err.Error())
 		return

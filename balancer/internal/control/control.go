@@ -514,7 +514,7 @@ func (c *Controller) setPolicy(ch *registry.Change) {
 
 // applyPolicy takes in that the policy of a service may have changed.
 func (c *Controller) applyPolicy(name string) {
-	c.fold.SetPolicy(name, membershipPolicy(c.policy(name)))
+	c.fold.SetPolicy(name, membershipPolicy(c.policy(name)), time.Now(), c.touched)
 	c.touched[name], c.recheck[name] = true, true
 }
 

@@ -113,12 +113,10 @@ func (c *Controller) doubt(ctx context.Context, tick bool) {
 }
 
 // ReleaseBrake makes the suspects of a service go at once, and returns how many there were.
-func (c *Controller) ReleaseBrake(ctx context.Context, service string) (gone int, err error) {
-	if !c.do(ctx, func() {
-		gone = c.fold.ReleaseBrake(service, c.touched)
-		c.Logger.Warn("suspects were given up by hand", zap.String("service", service), zap.Int("instances", gone))
-	}) {
+func (c *Controller) ReleaseBrake(ctx context.Context, by, service string) (gone int, err error) {
+	if !c.do(ctx, func() { gone = c.fold.ReleaseBrake(service, c.touched) }) {
 		return 0, endedOr(ctx)
 	}
+	c.Audit(by, service, "", fmt.Sprintf("%d suspects given up", gone))
 	return gone, nil
 }

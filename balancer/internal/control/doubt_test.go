@@ -237,10 +237,10 @@ func TestReleaseBrake(t *testing.T) {
 	if s := r.doubted(2); len(s.Brakes) != 1 || size(r.store.Load().Pool("web")) != 2 {
 		t.Errorf("brakes %v, %d serve", s.Brakes, size(r.store.Load().Pool("web")))
 	}
-	if n, err := r.control.ReleaseBrake(t.Context(), "other"); n != 0 || err != nil {
+	if n, err := r.control.ReleaseBrake(t.Context(), "test", "other"); n != 0 || err != nil {
 		t.Error(n, err)
 	}
-	if n, err := r.control.ReleaseBrake(t.Context(), "web"); n != 2 || err != nil {
+	if n, err := r.control.ReleaseBrake(t.Context(), "test", "web"); n != 2 || err != nil {
 		t.Error(n, err)
 	}
 	r.until("none", func(t *route.Table) bool { return size(t.Pool("web")) == 0 })

@@ -30,13 +30,16 @@ const (
 // policy is what holds for a service: etcd's word counts before the file's, key by key.
 func (c *Controller) policy(name string) config.Service {
 	p, file := c.policies[name].value, c.dynamic.Services[name]
+	if p.Overrides == nil {
+		p.Overrides = file.Overrides
+	}
 	return config.Service{
 		Balance:       cmp.Or(p.Balance, file.Balance),
 		MaxConcurrent: cmp.Or(p.MaxConcurrent, file.MaxConcurrent), Queue: cmp.Or(p.Queue, file.Queue, defaultQueue),
 		QueueTimeout: cmp.Or(p.QueueTimeout, file.QueueTimeout, defaultQueueTimeout),
 		IdleTimeout:  cmp.Or(p.IdleTimeout, file.IdleTimeout), Protocol: cmp.Or(p.Protocol, file.Protocol),
 		TLS: cmp.Or(p.TLS, file.TLS), SendProxyProtocol: cmp.Or(p.SendProxyProtocol, file.SendProxyProtocol),
-		Check: cmp.Or(p.Check, file.Check), SlowStart: cmp.Or(p.SlowStart, file.SlowStart), Panic: cmp.Or(p.Panic, file.Panic),
+		Overrides: p.Overrides, Check: cmp.Or(p.Check, file.Check), SlowStart: cmp.Or(p.SlowStart, file.SlowStart), Panic: cmp.Or(p.Panic, file.Panic),
 		Ejection: config.Ejection{
 			Failures: cmp.Or(p.Ejection.Failures, file.Ejection.Failures, defaultFailures),
 			Time:     cmp.Or(p.Ejection.Time, file.Ejection.Time), MaxTime: cmp.Or(p.Ejection.MaxTime, file.Ejection.MaxTime),
@@ -50,6 +53,12 @@ func membershipPolicy(s config.Service) membership.Policy {
 	p.SlowStart, _ = time.ParseDuration(s.SlowStart) // validation lets nothing else through
 	if s.SlowStart == "off" {
 		p.SlowStart = -1
+	}
+	if len(s.Overrides) > 0 {
+		p.Overrides = make(map[string]membership.Override, len(s.Overrides))
+		for id, o := range s.Overrides {
+			p.Overrides[id] = membership.Override(o)
+		}
 	}
 	return p
 }

@@ -18,6 +18,14 @@ type Policy struct {
 	SlowStart time.Duration
 	// Panic is the percentage of a pool below which the healthy ones are not left alone. Zero is DefaultPanic, less is never.
 	Panic int
+	// Overrides are an operator's words about instances, by id. They count for every life of the id.
+	Overrides map[string]Override
+}
+
+// Override is an operator's word about an instance.
+type Override struct {
+	Drain  bool // it takes nothing new, whatever it says itself
+	Weight *int // instead of its own; nil is its own
 }
 
 // The values of fields of [Policy] that are zero.
@@ -76,13 +84,23 @@ func (c *condition) decisive() *note {
 	return nil
 }
 
-// SetPolicy says what holds for a service from now on.
-func (f *Fold) SetPolicy(service string, p Policy) {
-	if p == (Policy{}) {
+// SetPolicy says what holds for a service from the time now on.
+func (f *Fold) SetPolicy(service string, p Policy, now time.Time, touched map[string]bool) {
+	f.at = now
+	last := f.policies[service].Overrides
+	if p.Check || p.SlowStart != 0 || p.Panic != 0 || len(p.Overrides) > 0 {
+		f.policies[service] = p
+	} else {
 		delete(f.policies, service)
+	}
+	if len(last)+len(p.Overrides) == 0 {
 		return
 	}
-	f.policies[service] = p
+	for _, m := range f.Members(service) {
+		if last[m.Endpoint.ID] != p.Overrides[m.Endpoint.ID] {
+			f.changed(m, touched)
+		}
+	}
 }
 
 // checked reports whether a member has a check.
@@ -111,7 +129,7 @@ func (f *Fold) changed(m *Member, touched map[string]bool) {
 		f.warming[m.Endpoint] = m
 	}
 	was := m.Verdict.State
-	if m.Verdict = verdict(m); was != "" && m.Verdict.State != was {
+	if m.Verdict = f.verdict(m); was != "" && m.Verdict.State != was {
 		f.moved(m, was, m.Verdict.State, m.Verdict.Reason, m.Verdict.Revision)
 	}
 	f.fresh = append(f.fresh, m)

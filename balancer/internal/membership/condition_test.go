@@ -35,7 +35,7 @@ func TestCondition(t *testing.T) {
 			step(f, put("s", "a", "10.0.0.1:80", 9, state(registry.Draining)))
 		}, "a draining, b down, c down, d ready", "b c d"},
 		"no panic wanted": {func(f *Fold) {
-			f.SetPolicy("s", Policy{Panic: -1})
+			f.SetPolicy("s", Policy{Panic: -1}, epoch, none)
 			check(f, false, "a", "b", "c")
 		}, "a down, b down, c down, d ready", "d"},
 		"written anew, still down": {func(f *Fold) {
@@ -61,7 +61,7 @@ func TestCondition(t *testing.T) {
 			check(f, true, "e")
 		}, "a ready, b ready, c ready, d ready, e ready", "a b c d e"},
 		"new, where the policy has a check": {func(f *Fold) {
-			f.SetPolicy("s", Policy{Check: true})
+			f.SetPolicy("s", Policy{Check: true}, epoch, none)
 			step(f, put("s", "e", "10.0.0.5:80", 9))
 		}, "a ready, b ready, c ready, d ready, e starting", "a b c d"},
 		"starting does not panic": {func(f *Fold) {
@@ -164,11 +164,11 @@ func TestSlowStart(t *testing.T) {
 	if got := weights(2 * time.Minute); got != "a10 b0 c100 d1 true" {
 		t.Errorf("back: %s", got)
 	}
-	f.SetPolicy("s", Policy{SlowStart: time.Second})
+	f.SetPolicy("s", Policy{SlowStart: time.Second}, epoch, none)
 	if got := weights(2*time.Minute + time.Second); got != "a100 b0 c100 d1 true" {
 		t.Errorf("one second: %s", got)
 	}
-	f.SetPolicy("s", Policy{SlowStart: -1})
+	f.SetPolicy("s", Policy{SlowStart: -1}, epoch, none)
 	at(3*time.Minute, put("s", "e", "10.0.0.5:80", 6))
 	if got := weights(3 * time.Minute); got != "a100 b0 c100 d1 e100 false" {
 		t.Errorf("off: %s", got)

@@ -114,7 +114,7 @@ func (f *Fold) Answer(lease int64, alive bool, touched map[string]bool) {
 			f.remove(m, "its record was removed by hand: its lease is alive", m.condition.lost.revision, touched)
 		default:
 			m.condition.lost.reason = "its lease was lost"
-			m.Verdict = verdict(m)
+			m.Verdict = f.verdict(m)
 		}
 	}
 	delete(f.asking, lease)

@@ -290,7 +290,7 @@ func (f *Fold) put(c *registry.Change, first bool, now time.Time, touched map[st
 			m.condition.restored = note{} // the registry knows it
 		}
 	}
-	m.Verdict = verdict(m)
+	m.Verdict = f.verdict(m)
 	members[at] = m
 	if m.Verdict.State.serves() && !served && !first {
 		f.warm(m, now)
@@ -413,12 +413,15 @@ func (f *Fold) SetStatic(services map[string][]registry.Instance, now time.Time,
 }
 
 // verdict judges an instance by itself.
-func verdict(m *Member) Verdict {
+func (f *Fold) verdict(m *Member) Verdict {
 	switch m.Instance.State {
 	case registry.Starting:
 		return Verdict{Starting, "it says it is starting", m.ModRevision}
 	case registry.Draining:
 		return Verdict{Draining, "it says it is draining", m.ModRevision}
+	}
+	if f.policies[m.Endpoint.Service].Overrides[m.Endpoint.ID].Drain {
+		return Verdict{Draining, "the policy of its service says so", m.ModRevision}
 	}
 	if n := m.condition.decisive(); n != nil {
 		return Verdict{m.condition.state(), n.reason, n.revision}
@@ -451,7 +454,7 @@ func (f *Fold) Eligible(service string, now time.Time) []pool.Member {
 	defer clear(f.owners)
 	for _, m := range list {
 		if m.Verdict.State == Replaced { // judged anew: the other one may have gone
-			m.Verdict = verdict(m)
+			m.Verdict = f.verdict(m)
 		}
 		if !m.Verdict.State.serves() {
 			continue
@@ -470,10 +473,15 @@ func (f *Fold) Eligible(service string, now time.Time) []pool.Member {
 	}
 	everybody := f.panic(service, list)
 	all := true // that serve are in their slow start
+	overrides := f.policies[service].Overrides
 	members := make([]pool.Member, 0, len(f.owners))
 	for _, m := range list {
 		if s := m.Verdict.State; s.serves() || everybody && (s == Down || s == Ejected) {
-			members = append(members, pool.Member{Endpoint: m.Endpoint, Weight: m.Instance.EffectiveWeight()})
+			weight := m.Instance.EffectiveWeight()
+			if o := overrides[m.Endpoint.ID].Weight; o != nil {
+				weight = *o
+			}
+			members = append(members, pool.Member{Endpoint: m.Endpoint, Weight: weight})
 			all = all && f.warming[m.Endpoint] != nil
 		}
 	}
