@@ -36,6 +36,34 @@ func ParseAddress(s string) (host string, port int, err error) {
 	return host, port, nil
 }
 
+// DialAddress is where to dial an address that ParseAddress accepts. Names are not resolved, but for localhost, which is
+// 127.0.0.1; and link-local addresses are refused, as metadata services answer there. See
+// docs/decisions/0006-no-names.md. The error says what to register instead.
+func DialAddress(s string) (netip.AddrPort, error) {
+	host, port, err := ParseAddress(s)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("address %q is a name: register an IP address, names are not resolved", s)
+	}
+	ip = ip.Unmap()
+	switch {
+	case ip.IsUnspecified(), ip.IsMulticast(), ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return netip.AddrPort{}, fmt.Errorf("address %q cannot be dialled: register the address of one interface", s)
+	case ip.IsLinkLocalUnicast(), ip == metadata6:
+		return netip.AddrPort{}, fmt.Errorf("address %q is link-local: such addresses are never dialled, they hold metadata services", s)
+	}
+	return netip.AddrPortFrom(ip, uint16(port)), nil
+}
+
+// metadata6 is where a cloud's metadata service answers over IPv6.
+var metadata6 = netip.MustParseAddr("fd00:ec2::254")
+
 // A name of 253 bytes, its final dot, a colon and five digits.
 const maxAddressBytes = 253 + 1 + 1 + 5
 

@@ -67,6 +67,25 @@ func TestParseAddressRefuses(t *testing.T) {
 	}
 }
 
+func TestDialAddress(t *testing.T) {
+	for s, want := range map[string]string{
+		"10.0.0.7:5001": "10.0.0.7:5001", "[2001:db8::7]:80": "[2001:db8::7]:80", "localhost:80": "127.0.0.1:80",
+		"[::ffff:10.0.0.7]:80": "10.0.0.7:80",
+	} {
+		if got, err := DialAddress(s); err != nil || got.String() != want {
+			t.Errorf("DialAddress(%q) = %v, %v; want %s", s, got, err, want)
+		}
+	}
+	for s, why := range map[string]string{
+		"cart.example.com:80": "names are not resolved", "169.254.169.254:80": "link-local", "[fe80::1]:80": "link-local",
+		"[fd00:ec2::254]:80": "link-local", "[::ffff:169.254.169.254]:80": "link-local", "10.0.0.7": "the port is missing",
+	} {
+		if got, err := DialAddress(s); err == nil || got.IsValid() || !strings.Contains(err.Error(), why) {
+			t.Errorf("DialAddress(%q) = %v, %v; want an error that says %q", s, got, err, why)
+		}
+	}
+}
+
 func FuzzParseAddress(f *testing.F) {
 	for _, s := range []string{"10.0.0.7:5001", "[::1]:80", "localhost:80", "0x7f.1:80", "[fe80::1%25en0]:80"} {
 		f.Add(s)

@@ -520,33 +520,17 @@ func (f *Fold) Quarantined() []Quarantined {
 // QuarantinedCount is the number of keys set aside.
 func (f *Fold) QuarantinedCount() int { return len(f.quarantined) }
 
-// dialable returns the address of an instance as a balancer dials it. Names are not resolved, but for localhost: the data
-// plane knows no DNS.
+// dialable returns the address of an instance as a balancer dials it.
 func (f *Fold) dialable(in *registry.Instance, registered bool) (netip.AddrPort, error) {
-	host, port, err := registry.ParseAddress(in.Address)
+	addr, err := registry.DialAddress(in.Address)
 	if err != nil {
 		return netip.AddrPort{}, err
-	}
-	if host == "localhost" {
-		host = "127.0.0.1"
-	}
-	ip, err := netip.ParseAddr(host)
-	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("address %q is a name: register an IP address, names are not resolved", in.Address)
-	}
-	ip = ip.Unmap()
-	switch {
-	case ip.IsUnspecified(), ip.IsMulticast(), ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return netip.AddrPort{}, fmt.Errorf("address %q cannot be dialled: register the address of one interface", in.Address)
-	case ip.IsLinkLocalUnicast(), ip == metadata6:
-		return netip.AddrPort{}, fmt.Errorf("address %q is link-local: such addresses are never dialled, they hold metadata services", in.Address)
 	}
 	switch p := in.Protocol; p {
 	case "", registry.HTTP, registry.HTTPS:
 	default:
 		return netip.AddrPort{}, fmt.Errorf("protocol %q is not supported by this balancer yet: only http and https are", p)
 	}
-	addr := netip.AddrPortFrom(ip, uint16(port))
 	if f.Deny != nil {
 		if err := f.Deny(addr, registered); err != nil {
 			return netip.AddrPort{}, fmt.Errorf("address %q: %w", in.Address, err)
@@ -554,6 +538,3 @@ func (f *Fold) dialable(in *registry.Instance, registered bool) (netip.AddrPort,
 	}
 	return addr, nil
 }
-
-// metadata6 is where a cloud's metadata service answers over IPv6.
-var metadata6 = netip.MustParseAddr("fd00:ec2::254")
