@@ -41,6 +41,9 @@ type ServeOptions struct {
 	// ShutdownTimeout is how long, after that, balancers may take to acknowledge that they have nothing in flight here,
 	// and how long other requests may take then; those left are cut. Zero means DefaultShutdownTimeout.
 	ShutdownTimeout time.Duration
+	// Load, if not nil, counts the requests in flight and has each response report them: Serve puts its Middleware around
+	// srv.Handler. Pass one Load to all servers of an instance.
+	Load *Load
 	// Logger takes a line for each step. nil means silence.
 	Logger *zap.Logger
 }
@@ -73,6 +76,12 @@ func (o ServeOptions) Serve(ctx context.Context, r Registry, srv *http.Server, i
 	defer ln.Close() // for the ends before the server took it over
 	if in, err = o.complete(srv, in, ln); err != nil {
 		return err
+	}
+	if o.Load != nil {
+		if srv.Handler == nil {
+			srv.Handler = http.DefaultServeMux // as net/http does
+		}
+		srv.Handler = o.Load.Middleware(srv.Handler)
 	}
 
 	served := make(chan error, 1) // what srv.Serve returned
