@@ -66,6 +66,10 @@ var table = []row{
 
 	// Calls between services: the policies of the data plane in the processes of services.
 	{pkg: "registry/discover", module: []string{"registry", "balancer/pool"}, outside: []string{retryable, zap}},
+	{
+		pkg: "registry/discover/grpcdiscover", module: []string{"registry", "registry/discover", "balancer/pool"},
+		outside: []string{"google.golang.org/grpc/..."},
+	},
 
 	// The control plane: it turns what is known into tables.
 	{
@@ -120,11 +124,13 @@ var table = []row{
 // light are the packages that services embed. Nothing that they link may come from the etcd server, and nothing from
 // outside the standard library that etcd's client, or zap, does not link itself; but those that call others may link
 // go-retryablehttp.
-var light = []string{"registry", "registry/codec", "registry/memory", "registry/etcd", "registry/discover"}
+var light = []string{
+	"registry", "registry/codec", "registry/memory", "registry/etcd", "registry/discover", "registry/discover/grpcdiscover",
+}
 
 var (
 	lightRoots = []string{"go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/api/v3/...", "go.uber.org/zap"}
-	callers    = []string{"registry/discover"}
+	callers    = []string{"registry/discover", "registry/discover/grpcdiscover"}
 	heavy      = []string{"go.etcd.io/etcd/server/...", "go.etcd.io/bbolt/...", "go.etcd.io/raft/..."}
 )
 
