@@ -26,6 +26,22 @@ func TestReadmeGo(t *testing.T) {
 	}
 }
 
+// TestDiscoverGo holds the Go in docs/discover.md against the examples it is taken from, which are compiled and run.
+func TestDiscoverGo(t *testing.T) {
+	examples := read(t, "registry/discover/example_test.go") + read(t, "registry/discover/grpcdiscover/example_test.go") +
+		read(t, "registry/load_test.go")
+	examples = strings.ReplaceAll(examples, "\n\t", "\n") // they are bodies of functions
+	blocks := fenced(read(t, "docs/discover.md"), "go")
+	if len(blocks) == 0 {
+		t.Error("docs/discover.md shows no Go")
+	}
+	for _, b := range blocks {
+		if !strings.Contains(examples, b) {
+			t.Errorf("this Go in docs/discover.md is not in the examples any more:\n%s", b)
+		}
+	}
+}
+
 // TestReadmeYAML loads the configurations in the README.
 func TestReadmeYAML(t *testing.T) {
 	blocks := fenced(read(t, "README.md"), "yaml")
