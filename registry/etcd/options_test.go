@@ -118,7 +118,7 @@ func TestFromEnv(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", test.name, err)
 		}
-		if d := cmp.Diff(test.want, got, cmp.Comparer(func(a, b *tls.Config) bool { return a == b })); d != "" {
+		if d := cmp.Diff(test.want, got, cmp.AllowUnexported(Options{}), cmp.Comparer(func(a, b *tls.Config) bool { return a == b })); d != "" {
 			t.Errorf("%s (-want +got):\n%s", test.name, d)
 		}
 	}
