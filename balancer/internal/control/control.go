@@ -388,14 +388,7 @@ func (c *Controller) update(u *registry.Update) {
 		} else {
 			c.counters.Puts.Add(1)
 		}
-		switch ch.Kind {
-		case registry.KindRoute:
-			c.setRoute(ch)
-		case registry.KindPolicy:
-			c.setPolicy(ch)
-		case registry.KindGrant:
-			c.setGrant(ch)
-		}
+		c.configure(ch)
 		if ch.Err != nil {
 			c.Logger.Warn("key set aside", zap.String("key", ch.Key), zap.Error(ch.Err))
 		}
@@ -404,6 +397,18 @@ func (c *Controller) update(u *registry.Update) {
 	c.counters.Revision.Store(c.fold.Revision())
 	c.counters.Quarantined.Store(int64(c.fold.QuarantinedCount()))
 	c.counters.Instances.Store(int64(c.fold.Instances()))
+}
+
+// configure takes in a change of what operators write.
+func (c *Controller) configure(ch *registry.Change) {
+	switch ch.Kind {
+	case registry.KindRoute:
+		c.setRoute(ch)
+	case registry.KindPolicy:
+		c.setPolicy(ch)
+	case registry.KindGrant:
+		c.setGrant(ch)
+	}
 }
 
 // forget drops routes and policies that a complete content does not have. Those that another store does not have stay.

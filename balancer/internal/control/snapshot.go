@@ -69,14 +69,7 @@ func (c *Controller) restore(why string) {
 	now := time.Now()
 	u := registry.Update{Reset: true, StoreID: t.StoreID, Revision: t.Revision, Changes: t.Changes}
 	for i := range t.Changes {
-		switch ch := &t.Changes[i]; ch.Kind {
-		case registry.KindRoute:
-			c.setRoute(ch)
-		case registry.KindPolicy:
-			c.setPolicy(ch)
-		case registry.KindGrant:
-			c.setGrant(ch)
-		}
+		c.configure(&t.Changes[i])
 	}
 	c.fold.Restore(u, now, c.touched)
 	c.storeID, c.synced, c.reroute = t.StoreID, true, true
