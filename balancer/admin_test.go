@@ -149,3 +149,57 @@ func TestOverride(t *testing.T) {
 		t.Errorf("%d of 4 writes are on record: %+v", said, events)
 	}
 }
+
+// The counters say what has happened; what does not change is not sent again.
+func TestStats(t *testing.T) {
+	srv := etcdtest.Start(t)
+	d := run(t, srv, nil)
+	newFleet(t, srv.Client(), "web", 2)
+	d.count("web", map[string]int{"ready": 2})
+	var before, after Stats
+	d.api("/api/v1/stats?service=web", &before)
+	for range 10 {
+		d.get("web", "/")
+	}
+	d.api("/api/v1/stats?service=web", &after)
+	if n := after.Total.Requests - before.Total.Requests; n != 10 || len(after.Endpoints) != 2 || after.Total.Ready != 2 || len(after.Services) != 1 {
+		t.Errorf("%d requests, %+v", n, after)
+	}
+	sum := func(list []uint64) (n uint64) {
+		for _, c := range list {
+			n += c
+		}
+		return n
+	}
+	if len(after.Total.Buckets) != len(after.Bounds)+1 || sum(after.Total.Buckets) != after.Total.Requests {
+		t.Errorf("buckets %v for bounds %v", after.Total.Buckets, after.Bounds)
+	}
+	if e := after.Endpoints; e[0].Requests+e[1].Requests < 10 || sum(e[0].Buckets) != e[0].Requests {
+		t.Errorf("endpoints %+v", e)
+	}
+	var all Stats
+	if d.api("/api/v1/stats", &all); all.Total.Requests < after.Total.Requests || len(all.Services) != 1 || len(all.Endpoints) != 0 {
+		t.Errorf("of all: %+v", all)
+	}
+	if status, _ := d.ask("GET", "/api/v1/stats?service=nobody", ""); status != 404 {
+		t.Errorf("of nobody: %d", status)
+	}
+
+	var one Instance
+	d.api("/api/v1/services/web/instances/0", &one)
+	if one.LeaseLeft == nil || *one.LeaseLeft <= 0 || one.Latency <= 0 {
+		t.Errorf("one instance: %+v", one)
+	}
+	resp, err := client.Get(d.admin + "/api/v1/config")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	tag := resp.Header.Get("ETag")
+	if status, body := d.ask("GET", "/api/v1/config", "", "If-None-Match", tag); status != 304 || body != "" || tag == "" {
+		t.Errorf("unchanged: %d %q for %s", status, body, tag)
+	}
+	if _, body := d.ask("GET", "/api/v1/config", ""); !strings.Contains(body, "listeners:") {
+		t.Errorf("configuration: %s", body)
+	}
+}

@@ -12,6 +12,8 @@ type (
 	Instance = admin.Instance
 	// Why is the answer of /api/v1/why.
 	Why = admin.Why
+	// Stats is the answer of /api/v1/stats.
+	Stats = admin.Stats
 	// Event is one of /api/v1/events.
 	Event = admin.Event
 	// Released is the answer of /api/v1/services/{service}/release.

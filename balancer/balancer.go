@@ -31,7 +31,6 @@ import (
 	"github.com/rota-lb/rota/balancer/internal/admin"
 	"github.com/rota-lb/rota/balancer/internal/control"
 	"github.com/rota-lb/rota/balancer/internal/listen"
-	"github.com/rota-lb/rota/balancer/internal/membership"
 	"github.com/rota-lb/rota/balancer/internal/netloop"
 	"github.com/rota-lb/rota/balancer/internal/proxy"
 	"github.com/rota-lb/rota/balancer/internal/route"
@@ -58,6 +57,8 @@ type Options struct {
 	Logger *zap.Logger
 	// Version is shown in metrics and status.
 	Version string
+	// ConfigFile is where the configuration came from, to be shown; empty is no file.
+	ConfigFile string
 	// Sockets were passed to this process; nil are none.
 	Sockets *Sockets
 }
@@ -65,7 +66,9 @@ type Options struct {
 // Balancer is a daemon. Use [New].
 type Balancer struct {
 	options  Options
-	config   *config.Config
+	config   *config.Config // as it was at the start
+	dynamic  atomic.Pointer[config.Dynamic]
+	reloads  reloads
 	started  time.Time
 	store    route.Store
 	control  *control.Controller
@@ -107,6 +110,8 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 			b.Close()
 		}
 	}()
+	b.dynamic.Store(&cfg.Dynamic)
+	b.reloads.last.Store(b.started.UnixNano())
 	if b.sockets = o.Sockets; b.sockets == nil {
 		b.sockets = new(listen.Sockets)
 	}
@@ -288,8 +293,32 @@ func (b *Balancer) AdminAddress() net.Addr {
 	return b.admin.Addr()
 }
 
+// reloads are the attempts to read the configuration anew.
+type reloads struct {
+	good, bad atomic.Uint64
+	last      atomic.Int64 // Unix nanoseconds of the last good one, the start included
+	failed    atomic.Bool  // the last one
+}
+
+// effective is the configuration in effect.
+func (b *Balancer) effective() (path string, text []byte) {
+	c := config.Config{Static: b.config.Static, Dynamic: *b.dynamic.Load()}
+	return b.options.ConfigFile, c.YAML()
+}
+
+// ReloadFailed notes that the configuration could not be read anew, so that the old one stays.
+func (b *Balancer) ReloadFailed(err error) {
+	b.reloads.bad.Add(1)
+	b.reloads.failed.Store(true)
+	b.control.ConfigRefused(err)
+}
+
 // Reload makes the reloadable part of a configuration current.
 func (b *Balancer) Reload(ctx context.Context, d config.Dynamic) {
+	b.dynamic.Store(&d)
+	b.reloads.good.Add(1)
+	b.reloads.failed.Store(false)
+	b.reloads.last.Store(time.Now().UnixNano())
 	b.proxy.SetSettings(settings(d))
 	b.control.Reload(ctx, d)
 	for _, c := range b.certs {
@@ -394,7 +423,7 @@ func (b *Balancer) serveAdmin(ctx context.Context) {
 	api := &admin.API{
 		Control: b.control, Metrics: b.metrics, Version: b.options.Version, Started: b.started,
 		Ready: b.ready, Connections: b.engine.Connections, Engine: b.engine.Name(), Listeners: names,
-		Token: b.token, Request: readRequest, Ended: ctx.Done(),
+		Token: b.token, Request: readRequest, Ended: ctx.Done(), Unrouted: b.proxy.Unrouted(), Config: b.effective,
 	}
 	srv := &http.Server{
 		Handler: api.Handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
@@ -495,16 +524,18 @@ func (b *Balancer) sample() telemetry.Sample {
 			u := telemetry.Upstream{Service: v.Name, Upstream: e.Name, State: string(in.Verdict.State), InFlight: e.InFlight()}
 			if st := e.PeekStats(); st != nil {
 				view := st.View()
-				u.Classes, u.Duration = view.Classes, histogram(&view)
+				u.Classes, u.Duration = view.Classes, histogram(&view.Durations)
 			}
 			s.Upstreams = append(s.Upstreams, u)
 		}
 	}
 	if b.options.Registry != nil {
 		c := b.control.Counters()
+		var relists uint64
+		c.Relists.Each(func(_ string, n uint64) { relists += n })
 		s.Registry = &telemetry.Registry{
 			Connected: c.Connected.Load(), Synced: c.Synced.Load(), Revision: c.Revision.Load(),
-			Puts: c.Puts.Load(), Deletes: c.Deletes.Load(), Resets: c.Resets.Load(),
+			Puts: c.Puts.Load(), Deletes: c.Deletes.Load(), Resets: relists,
 			Quarantined: c.Quarantined.Load(), Doubted: c.Suspects.Load(), Brakes: c.Brakes.Load(), Panics: c.Panics.Load(), Instances: c.Instances.Load(), Tables: c.Tables.Load(),
 		}
 		if n := c.LastSync.Load(); n != 0 {
@@ -515,7 +546,7 @@ func (b *Balancer) sample() telemetry.Sample {
 }
 
 func rank(in control.Instance) int {
-	if in.Verdict.State == membership.Ready {
+	if in.Ready() {
 		return 0
 	}
 	return 1
@@ -523,17 +554,17 @@ func rank(in control.Instance) int {
 
 func serviceSample(v *pool.Service) telemetry.Service {
 	s := telemetry.Service{Name: v.Name, InFlight: v.InFlight()}
-	v.EachCount(func(method string, status int, n uint64) {
-		s.Requests = append(s.Requests, telemetry.Count{Method: method, Status: status, N: n})
+	v.EachCount(func(c pool.Count) {
+		s.Requests = append(s.Requests, telemetry.Count{Method: c.Method, Status: c.Status, N: c.N})
 	})
-	if st := v.PeekStats(); st != nil {
-		view := st.View()
-		s.Duration = histogram(&view)
+	if v.Used() {
+		t := v.Totals()
+		s.Duration = histogram(&t.Durations)
 	}
 	return s
 }
 
-func histogram(v *pool.StatsView) telemetry.Histogram {
+func histogram(v *pool.HistogramView) telemetry.Histogram {
 	h := telemetry.Histogram{Sum: v.Sum.Seconds(), Buckets: v.Buckets[:]}
 	for _, b := range pool.Bounds {
 		h.Bounds = append(h.Bounds, b.Seconds())

@@ -57,7 +57,7 @@ type Etcd struct {
 	Endpoints []string `yaml:"endpoints"` // host:port or URL; default 127.0.0.1:2379
 	Prefix    string   `yaml:"prefix"`    // default /rota
 	Username  string   `yaml:"username"`
-	Password  string   `yaml:"password"`
+	Password  string   `yaml:"password" secret:"true"`
 	// PasswordFile is read for the password; not together with Password.
 	PasswordFile       string        `yaml:"password_file"`
 	CACert             string        `yaml:"cacert"` // PEM file
@@ -123,7 +123,7 @@ type Certificate struct {
 type Admin struct {
 	Address string `yaml:"address"` // default 127.0.0.1:9797; "off" switches it off; beyond loopback it needs a token
 	// Token is what requests must show (Authorization: Bearer …), but for /livez and /readyz; TokenFile is read for it.
-	Token     string `yaml:"token"`
+	Token     string `yaml:"token" secret:"true"`
 	TokenFile string `yaml:"token_file"`
 }
 

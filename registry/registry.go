@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"time"
 )
 
 // Errors that callers can test for with errors.Is.
@@ -38,8 +39,9 @@ type Registry interface {
 
 // Leases is what a Registry says, too, whose keys have leases: why a key has gone may be learned from its lease.
 type Leases interface {
-	// LeaseAlive reports whether a lease still runs. It may be called concurrently.
-	LeaseAlive(ctx context.Context, lease int64) (bool, error)
+	// LeaseLeft is how much longer a lease runs if nobody keeps it alive; zero when it does not run any more. It may be called
+	// concurrently.
+	LeaseLeft(ctx context.Context, lease int64) (time.Duration, error)
 }
 
 // Editor is a Registry, too, whose keys an operator's tool can change. Both drivers here are.

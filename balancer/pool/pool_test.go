@@ -219,7 +219,7 @@ func TestConcurrentPicks(t *testing.T) {
 				t.Errorf("%s: %d left in flight", policy, m.Endpoint.InFlight())
 			}
 			v := m.Endpoint.Stats().View()
-			total += v.Count()
+			total += v.Durations.Count()
 		}
 		if total != 16000 {
 			t.Errorf("%s: %d outcomes counted, want 16000", policy, total)

@@ -125,7 +125,7 @@ func serve(cmd *cobra.Command, o *overrides) error {
 	if err != nil {
 		return err
 	}
-	options := balancer.Options{Logger: log, Version: versionText(), Sockets: sockets}
+	options := balancer.Options{Logger: log, Version: versionText(), Sockets: sockets, ConfigFile: file}
 	if !cfg.Etcd.Disabled {
 		client, err := connect(cfg.Etcd, log)
 		if err != nil {
@@ -149,6 +149,7 @@ func serve(cmd *cobra.Command, o *overrides) error {
 		next, err := load()
 		if err != nil {
 			log.Error("configuration not reloaded, the old one stays", zap.Error(err))
+			b.ReloadFailed(err)
 			return
 		}
 		if l, err := zapcore.ParseLevel(next.Log.Level); err == nil {

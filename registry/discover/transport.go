@@ -146,8 +146,9 @@ func (t *transport) attempt(req *http.Request, body io.ReadCloser, s *service, e
 	}
 
 	e.Take()
-	s.shared.Take()
-	release := sync.OnceFunc(func() { s.shared.Release(); e.Release() })
+	tally := s.shared.Tally(0)
+	tally.Take()
+	release := sync.OnceFunc(func() { tally.Release(); e.Release() })
 	begun := time.Now()
 	resp, err := base.RoundTrip(out)
 	if err != nil {

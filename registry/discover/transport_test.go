@@ -76,7 +76,7 @@ func TestRequest(t *testing.T) {
 			t.Errorf("the caller's URL is %s now", req.URL)
 		}
 	}
-	if stats := r.d.View("cart").Members[0].Endpoint.Stats().View(); stats.Classes[2] != 2 || stats.Count() != 2 {
+	if stats := r.d.View("cart").Members[0].Endpoint.Stats().View(); stats.Classes[2] != 2 || stats.Durations.Count() != 2 {
 		t.Errorf("counted %+v", stats)
 	}
 }
@@ -345,7 +345,7 @@ func TestCallerGivesUp(t *testing.T) {
 	r.fails(resp, err, context.Canceled)
 	<-over
 	r.idle()
-	if stats := r.d.View("cart").Members[0].Endpoint.Stats().View(); stats.Count() != 0 {
+	if stats := r.d.View("cart").Members[0].Endpoint.Stats().View(); stats.Durations.Count() != 0 {
 		t.Errorf("counted %+v", stats)
 	}
 }

@@ -219,18 +219,18 @@ func (c *Client) Check(ctx context.Context) error {
 	return c.explain(err)
 }
 
-// LeaseAlive implements [registry.Leases].
-func (c *Client) LeaseAlive(ctx context.Context, lease int64) (bool, error) {
+// LeaseLeft implements [registry.Leases]; etcd tells whole seconds.
+func (c *Client) LeaseLeft(ctx context.Context, lease int64) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.callTimeout())
 	defer cancel()
 	resp, err := c.etcd.TimeToLive(ctx, clientv3.LeaseID(lease))
 	if err != nil {
 		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-			return false, nil
+			return 0, nil
 		}
-		return false, c.explain(err)
+		return 0, c.explain(err)
 	}
-	return resp.TTL > 0, nil
+	return max(0, time.Duration(resp.TTL)*time.Second), nil
 }
 
 // Edit implements [registry.Editor].

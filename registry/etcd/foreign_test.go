@@ -145,8 +145,8 @@ func TestForeign(t *testing.T) {
 	clear(all)
 	clear(cart)
 	wait("leases gone")
-	if alive, err := c.LeaseAlive(limit(t), int64(lease.ID)); err != nil || alive {
-		t.Errorf("the lease of the foreign records is alive: %v, %v", alive, err)
+	if left, err := c.LeaseLeft(limit(t), int64(lease.ID)); err != nil || left > 0 {
+		t.Errorf("the lease of the foreign records is alive: %v, %v", left, err)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/rota-lb/rota/registry"
 	"github.com/rota-lb/rota/registry/codec"
@@ -295,14 +296,17 @@ func (c *Client) settlePresences() {
 	}
 }
 
-// LeaseAlive implements [registry.Leases].
-func (c *Client) LeaseAlive(_ context.Context, lease int64) (bool, error) {
+// LeaseLeft implements [registry.Leases]. Leases here do not run out by themselves: one that is alive has a minute.
+func (c *Client) LeaseLeft(_ context.Context, lease int64) (time.Duration, error) {
 	c.store.mu.Lock()
 	defer c.store.mu.Unlock()
 	if !c.connected {
-		return false, ErrDisconnected
+		return 0, ErrDisconnected
 	}
-	return c.store.alive[lease], nil
+	if !c.store.alive[lease] {
+		return 0, nil
+	}
+	return time.Minute, nil
 }
 
 // Disconnect cuts the client off: its watches say so by an Update with Err, its writes wait. Its lease stays until

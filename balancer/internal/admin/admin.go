@@ -5,7 +5,10 @@
 package admin
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/hex"
 	"encoding/json"
 	"net"
 	"net/http"
@@ -16,6 +19,7 @@ import (
 	"github.com/rota-lb/rota/balancer/internal/control"
 	"github.com/rota-lb/rota/balancer/internal/route"
 	"github.com/rota-lb/rota/balancer/internal/telemetry"
+	"github.com/rota-lb/rota/balancer/pool"
 )
 
 // API serves the admin API. All fields are required.
@@ -35,6 +39,10 @@ type API struct {
 	Request func(method, url string, header http.Header) (*route.Request, error)
 	// Ended is closed when the daemon stops: streams end.
 	Ended <-chan struct{}
+	// Config is the configuration in effect, as YAML without secrets, and the file it came from; empty is none.
+	Config func() (path string, yaml []byte)
+	// Unrouted counts the requests that reached no service.
+	Unrouted *pool.Service
 	// Engine and Listeners say what the daemon runs on.
 	Engine    string
 	Listeners []string
@@ -133,6 +141,22 @@ type Instance struct {
 	Revision    int64             `json:"revision,omitempty"`
 	Lease       string            `json:"lease,omitempty"`
 	Incarnation string            `json:"incarnation,omitempty"`
+	// Until is when its state ends by itself.
+	Until time.Time `json:"until,omitzero"`
+	// Latency is the mean time to the head of its answers, in seconds, since the daemon runs; zero when there were none.
+	Latency float64 `json:"latency,omitempty"`
+	// Check is the outcome of the last probe.
+	Check *Check `json:"check,omitempty"`
+	// LeaseLeft is how many seconds its lease runs if nobody keeps it alive. It is only asked for of a single instance.
+	LeaseLeft *float64 `json:"lease_left,omitempty"`
+}
+
+// Check is the outcome of a probe.
+type Check struct {
+	At      time.Time `json:"at"`
+	OK      bool      `json:"ok"`
+	Text    string    `json:"text,omitempty"` // what went wrong
+	Seconds float64   `json:"seconds"`
 }
 
 // Routes is the answer of /api/v1/routes.
@@ -168,9 +192,12 @@ func (a *API) Handler() http.Handler {
 	mux.HandleFunc("GET /api/v1/status", a.status)
 	mux.HandleFunc("GET /api/v1/services", a.services)
 	mux.HandleFunc("GET /api/v1/services/{service}", a.services)
+	mux.HandleFunc("GET /api/v1/services/{service}/instances/{id}", a.instance)
 	mux.HandleFunc("POST /api/v1/services/{service}/release", a.write(a.release))
 	mux.HandleFunc("PATCH /api/v1/services/{service}/instances/{id}", a.write(a.override))
 	mux.HandleFunc("GET /api/v1/routes", a.routes)
+	mux.HandleFunc("GET /api/v1/stats", a.stats)
+	mux.HandleFunc("GET /api/v1/config", a.config)
 	mux.HandleFunc("GET /api/v1/why", a.why)
 	mux.HandleFunc("GET /api/v1/events", a.events)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -240,7 +267,7 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 	case len(reasons) > 0:
 		word = "degraded"
 	}
-	reply(w, status, map[string]any{"status": word, "reasons": reasons})
+	reply(w, r, status, map[string]any{"status": word, "reasons": reasons})
 }
 
 func (a *API) status(w http.ResponseWriter, r *http.Request) {
@@ -268,7 +295,7 @@ func (a *API) status(w http.ResponseWriter, r *http.Request) {
 	for _, q := range c.Quarantined {
 		s.Quarantined = append(s.Quarantined, Quarantined{q.Key, q.Reason, q.Revision, q.Serving, string(q.Value)})
 	}
-	reply(w, http.StatusOK, s)
+	reply(w, r, http.StatusOK, s)
 }
 
 func (a *API) services(w http.ResponseWriter, r *http.Request) {
@@ -288,11 +315,11 @@ func (a *API) services(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case name == "":
-		reply(w, http.StatusOK, out)
+		reply(w, r, http.StatusOK, out)
 	case len(out) == 0:
 		problem(w, http.StatusNotFound, "no service "+name+" is known")
 	default:
-		reply(w, http.StatusOK, out[0])
+		reply(w, r, http.StatusOK, out[0])
 	}
 }
 
@@ -303,7 +330,7 @@ func (a *API) release(w http.ResponseWriter, r *http.Request) {
 		problem(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
-	reply(w, http.StatusOK, Released{gone})
+	reply(w, r, http.StatusOK, Released{gone})
 }
 
 func instance(in control.Instance) Instance {
@@ -311,12 +338,60 @@ func instance(in control.Instance) Instance {
 		ID: in.Record.ID, Address: in.Record.Address, State: string(in.Verdict.State), Reason: in.Verdict.Reason,
 		Weight: in.Record.EffectiveWeight(), InFlight: in.Endpoint.InFlight(), Zone: in.Record.Zone,
 		Version: in.Record.Version, Metadata: in.Record.Metadata, Key: in.Key, Static: in.Static,
-		Revision: in.ModRevision, Incarnation: in.Record.Incarnation, Since: in.Since,
+		Revision: in.ModRevision, Incarnation: in.Record.Incarnation, Since: in.Since, Until: in.Until,
+	}
+	if st := in.Endpoint.PeekStats(); st != nil {
+		d := st.View().Durations
+		if n := d.Count(); n > 0 {
+			v.Latency = d.Sum.Seconds() / float64(n)
+		}
+	}
+	if r := in.Probed; r != nil {
+		v.Check = &Check{At: r.At, OK: r.Err == nil, Seconds: r.Took.Seconds()}
+		if r.Err != nil {
+			v.Check.Text = r.Err.Error()
+		}
 	}
 	if in.Lease != 0 {
 		v.Lease = leaseText(in.Lease)
 	}
 	return v
+}
+
+// instance answers with one instance, and asks for its lease.
+func (a *API) instance(w http.ResponseWriter, r *http.Request) {
+	service, id := r.PathValue("service"), r.PathValue("id")
+	list, err := a.Control.Services(r.Context(), service)
+	if err != nil {
+		problem(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
+	for _, s := range list {
+		for _, in := range s.Instances {
+			if in.Record.ID != id {
+				continue
+			}
+			v := instance(in)
+			if left, err := a.Control.LeaseLeft(r.Context(), in.Lease); err == nil {
+				seconds := left.Seconds()
+				v.LeaseLeft = &seconds
+			}
+			reply(w, r, http.StatusOK, v)
+			return
+		}
+	}
+	problem(w, http.StatusNotFound, "no instance "+service+"/"+id+" is known")
+}
+
+// Config is the answer of /api/v1/config.
+type Config struct {
+	Path string `json:"path,omitempty"` // of the file; empty when there is none
+	YAML string `json:"yaml"`           // what is in effect, defaults included, secrets hidden
+}
+
+func (a *API) config(w http.ResponseWriter, r *http.Request) {
+	path, text := a.Config()
+	reply(w, r, http.StatusOK, Config{path, string(text)})
 }
 
 // leaseText writes a lease as etcdctl does.
@@ -339,7 +414,7 @@ func (a *API) routes(w http.ResponseWriter, r *http.Request) {
 			out.Conflicts = append(out.Conflicts, Conflict{asRoute(c.Winner), asRoute(c.Loser)})
 		}
 	}
-	reply(w, http.StatusOK, out)
+	reply(w, r, http.StatusOK, out)
 }
 
 func asRoute(r *route.Route) Route {
@@ -356,12 +431,26 @@ func asRoute(r *route.Route) Route {
 	return v
 }
 
-func reply(w http.ResponseWriter, status int, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	enc := json.NewEncoder(w)
+func reply(w http.ResponseWriter, r *http.Request, status int, v any) {
+	var body bytes.Buffer
+	enc := json.NewEncoder(&body)
 	enc.SetIndent("", "  ")
 	enc.Encode(v)
+	w.Header().Set("Content-Type", "application/json")
+	tag := etag(body.Bytes())
+	w.Header().Set("ETag", tag)
+	if status == http.StatusOK && r.Header.Get("If-None-Match") == tag {
+		w.WriteHeader(http.StatusNotModified)
+		return
+	}
+	w.WriteHeader(status)
+	w.Write(body.Bytes())
+}
+
+// etag is the entity tag of a representation.
+func etag(body []byte) string {
+	sum := sha256.Sum256(body)
+	return `"` + hex.EncodeToString(sum[:12]) + `"`
 }
 
 func problem(w http.ResponseWriter, status int, detail string) {

@@ -43,7 +43,7 @@ func (a *API) events(w http.ResponseWriter, r *http.Request) {
 		for _, e := range list {
 			out = append(out, Event(e))
 		}
-		reply(w, http.StatusOK, out)
+		reply(w, r, http.StatusOK, out)
 		return
 	}
 	w.Header().Set("Content-Type", "text/event-stream")

@@ -3,7 +3,6 @@ package admin
 import (
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/rota-lb/rota/balancer/internal/control"
 )
@@ -39,12 +38,8 @@ type Candidate struct {
 	// Chosen says that it is one of those that the policy chooses among, and Share the weight it has there.
 	Chosen bool `json:"chosen"`
 	Share  int  `json:"share"`
-	// Until is when its state ends by itself.
-	Until time.Time `json:"until,omitzero"`
 	// Load is what policies compare: requests in flight, here and, as far as the instance says, from elsewhere.
 	Load int64 `json:"load"`
-	// Latency is the mean time to its answers, in seconds, since the daemon runs; zero when there were none.
-	Latency float64 `json:"latency,omitempty"`
 }
 
 // mostLosers bounds the routes that are listed.
@@ -101,7 +96,7 @@ func (a *API) why(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if to.Pool == nil {
-		reply(w, http.StatusOK, out)
+		reply(w, r, http.StatusOK, out)
 		return
 	}
 	choice, err := a.Control.Choice(r.Context(), to.Pool)
@@ -116,16 +111,9 @@ func (a *API) why(w http.ResponseWriter, r *http.Request) {
 	for _, c := range choice.Endpoints {
 		out.Candidates = append(out.Candidates, candidate(c))
 	}
-	reply(w, http.StatusOK, out)
+	reply(w, r, http.StatusOK, out)
 }
 
 func candidate(c control.Candidate) Candidate {
-	out := Candidate{Instance: instance(c.Instance), Chosen: c.Chosen, Share: c.Weight, Until: c.Until, Load: c.Endpoint.Load()}
-	if st := c.Endpoint.PeekStats(); st != nil {
-		v := st.View()
-		if n := v.Count(); n > 0 {
-			out.Latency = v.Sum.Seconds() / float64(n)
-		}
-	}
-	return out
+	return Candidate{Instance: instance(c.Instance), Chosen: c.Chosen, Share: c.Weight, Load: c.Endpoint.Load()}
 }

@@ -52,7 +52,7 @@ func TestChoiceIsThePickers(t *testing.T) {
 		case what == 7:
 			c.fold.Probed(e, random.IntN(2) == 0, now, c.touched)
 		case what == 8:
-			c.fold.Failing(e, "why", now, c.touched)
+			c.fold.Failing(e, "failure_rate", "why", now, c.touched)
 		}
 		if random.IntN(4) == 0 {
 			c.fold.Expire(now, c.touched)

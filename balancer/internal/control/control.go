@@ -119,17 +119,18 @@ type Controller struct {
 
 // Counters are read by telemetry at any time.
 type Counters struct {
-	Puts, Deletes, Resets atomic.Uint64
-	Connected             atomic.Bool
-	Synced                atomic.Bool
-	Revision              atomic.Int64
-	Quarantined           atomic.Int64
-	Instances             atomic.Int64
-	Tables                atomic.Uint64
-	LastSync              atomic.Int64 // Unix nanoseconds of the last word from the store
-	Suspects              atomic.Int64 // endpoints in doubt: suspects, and those ejected
-	Panics                atomic.Int64 // services so few of which are in a good condition that all serve
-	Brakes                atomic.Int64 // services whose brake is engaged
+	Puts, Deletes atomic.Uint64
+	Relists       pool.Counts[string] // times the whole content was received, by reason
+	Connected     atomic.Bool
+	Synced        atomic.Bool
+	Revision      atomic.Int64
+	Quarantined   atomic.Int64
+	Instances     atomic.Int64
+	Tables        atomic.Uint64
+	LastSync      atomic.Int64 // Unix nanoseconds of the last word from the store
+	Suspects      atomic.Int64 // endpoints in doubt: suspects, and those ejected
+	Panics        atomic.Int64 // services so few of which are in a good condition that all serve
+	Brakes        atomic.Int64 // services whose brake is engaged
 }
 
 type kv[T any] struct {
@@ -354,6 +355,10 @@ func (c *Controller) update(u *registry.Update) {
 	}
 	now := time.Now()
 	c.counters.LastSync.Store(now.UnixNano())
+	why := "gap"
+	if c.link != nil {
+		why = "outage"
+	}
 	if c.link != nil || !c.synced || c.snapshot.serving {
 		c.say(EventRegistry, "in sync")
 		c.Logger.Info("registry in sync", zap.Int64("revision", u.Revision), zap.Int("keys", len(u.Changes)))
@@ -361,9 +366,9 @@ func (c *Controller) update(u *registry.Update) {
 	}
 	c.counters.Connected.Store(true)
 	if u.Reset {
-		c.counters.Resets.Add(1)
 		c.reset = len(u.Changes)
 		if !c.synced {
+			why = "start"
 			c.synced = true
 			c.reroute = true // the first table is published even if it is empty
 			c.counters.Synced.Store(true)
@@ -378,6 +383,10 @@ func (c *Controller) update(u *registry.Update) {
 			zap.Uint64("was", was), zap.Uint64("is", u.StoreID), zap.Int64("revision was", revision), zap.Int64("is now", u.Revision))
 	}
 	if u.Reset {
+		if elsewhere {
+			why = "store"
+		}
+		c.counters.Relists.Add(why)
 		c.storeID = u.StoreID
 		c.forget(u, elsewhere)
 	}

@@ -59,8 +59,8 @@ func (c *Controller) ask(ctx context.Context, asks []membership.Ask) {
 			room <- struct{}{}
 			wg.Go(func() {
 				defer func() { <-room }()
-				if alive, err := leases.LeaseAlive(ctx, a.Lease); err == nil {
-					c.send(message{at: time.Now(), call: func() { c.fold.Answer(a.Lease, alive, c.touched) }})
+				if left, err := leases.LeaseLeft(ctx, a.Lease); err == nil {
+					c.send(message{at: time.Now(), call: func() { c.fold.Answer(a.Lease, left > 0, c.touched) }})
 				}
 			})
 		}

@@ -207,7 +207,7 @@ func TestFailureRate(t *testing.T) {
 	r.run()
 	table := r.until("all", func(t *route.Table) bool { return size(t.Pool("web")) == 5 })
 	pl := table.Pool("web")
-	pl.Service.Stats()
+	pl.Service.Tally(0)
 	for i, m := range pl.Weights {
 		for range 200 {
 			m.Endpoint.Stats().Record(200, 0)

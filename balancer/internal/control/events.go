@@ -86,6 +86,11 @@ func (c *Controller) say(kind, text string) {
 	c.events.add(Event{At: time.Now(), Kind: kind, Text: text, Revision: c.fold.Revision()})
 }
 
+// ConfigRefused notes that the configuration could not be read anew.
+func (c *Controller) ConfigRefused(err error) {
+	c.events.add(Event{At: time.Now(), Kind: EventConfig, Text: "not read anew, the old one stays: " + err.Error()})
+}
+
 // tell adds what has happened to instances, and logs it as long as that is no flood.
 func (c *Controller) tell() {
 	list := c.fold.Transitions()

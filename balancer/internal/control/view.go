@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/rota-lb/rota/balancer/internal/health"
 	"github.com/rota-lb/rota/balancer/internal/membership"
 	"github.com/rota-lb/rota/balancer/internal/route"
 	"github.com/rota-lb/rota/balancer/pool"
@@ -78,11 +79,15 @@ type Instance struct {
 	Static   bool
 	Endpoint *pool.Endpoint
 	Lease    int64
-	Since    time.Time // of the verdict; zero when that is not known
-	Until    time.Time // its state ends by itself then; zero when it does not
+	Since    time.Time      // of the verdict; zero when that is not known
+	Until    time.Time      // its state ends by itself then; zero when it does not
+	Probed   *health.Result // the last probe; nil when there was none
 	// CreateRevision and ModRevision are the store's; zero when static.
 	CreateRevision, ModRevision int64
 }
+
+// Ready reports whether it serves, and nothing speaks against it.
+func (in *Instance) Ready() bool { return in.Verdict.State == membership.Ready }
 
 // Service is a service with its instances.
 type Service struct {
@@ -128,10 +133,24 @@ func (c *Controller) instance(m *membership.Member) Instance {
 	if w := c.watches[m.Endpoint]; w != nil && !w.until.IsZero() {
 		until = w.until
 	}
+	var probed *health.Result
+	if w := c.watches[m.Endpoint]; w != nil {
+		probed = w.last
+	}
 	return Instance{
+		Probed: probed,
 		Record: *m.Instance, Verdict: m.Verdict, Key: m.Key, Static: m.Static, Endpoint: m.Endpoint,
 		Lease: m.Lease, Since: m.Since(), Until: until, CreateRevision: m.CreateRevision, ModRevision: m.ModRevision,
 	}
+}
+
+// LeaseLeft asks the registry how much longer a lease runs. [ErrReadOnly] says that it knows none.
+func (c *Controller) LeaseLeft(ctx context.Context, lease int64) (time.Duration, error) {
+	leases, ok := c.Registry.(registry.Leases)
+	if !ok || lease == 0 {
+		return 0, ErrReadOnly
+	}
+	return leases.LeaseLeft(ctx, lease)
 }
 
 // Choice is what a request may be sent to.

@@ -29,6 +29,7 @@ type watch struct {
 	probed, checked bool
 	judge           health.Judge
 	rise, fall      int
+	last            *health.Result // of a probe
 	outlier         health.Outlier
 	until           time.Time // of the ejection for failing; zero when there is none
 	allowed         int       // failures in a row
@@ -151,6 +152,7 @@ func (c *Controller) probed(r health.Result) {
 		if w == nil || !w.probed {
 			return
 		}
+		w.last = &r
 		c.fold.Probed(r.Endpoint, r.Err == nil, r.At, c.touched)
 		if w.checked {
 			c.judge(w, r)
@@ -190,11 +192,11 @@ func ours(err error) bool {
 // Failing tells the controller that an endpoint has failed as often in a row as its pool allows. It may be called from any
 // goroutine and does not block.
 func (c *Controller) Failing(e *pool.Endpoint) {
-	c.send(message{at: time.Now(), call: func() { c.eject(e, "too many failures in a row", time.Now()) }})
+	c.send(message{at: time.Now(), call: func() { c.eject(e, "failures_in_a_row", "too many failures in a row", time.Now()) }})
 }
 
 // eject leaves an endpoint alone for a while, the longer the more often it was.
-func (c *Controller) eject(e *pool.Endpoint, reason string, now time.Time) {
+func (c *Controller) eject(e *pool.Endpoint, kind, reason string, now time.Time) {
 	if c.fold.Member(e) == nil {
 		return
 	}
@@ -204,7 +206,7 @@ func (c *Controller) eject(e *pool.Endpoint, reason string, now time.Time) {
 	if !next.Note(health.ServerError, now, health.OutlierSettings{Consecutive5xx: 1, Base: p.Time, Max: p.MaxTime}) {
 		return
 	}
-	if !c.fold.Failing(e, fmt.Sprintf("%s; for %s", reason, next.Until(now).Sub(now)), now, c.touched) {
+	if !c.fold.Failing(e, kind, fmt.Sprintf("%s; for %s", reason, next.Until(now).Sub(now)), now, c.touched) {
 		return
 	}
 	w.outlier, w.until, w.allowed = next, next.Until(now), max(p.Failures, 1)
@@ -242,7 +244,7 @@ type rated struct{ all, failures uint64 }
 func (c *Controller) rate(now time.Time) {
 	c.rated = now
 	for name, s := range c.services {
-		if s.shared.PeekStats() == nil || c.policy(name).Ejection.Failures < 0 {
+		if !s.shared.Used() || c.policy(name).Ejection.Failures < 0 {
 			continue
 		}
 		var endpoints []*pool.Endpoint
@@ -263,7 +265,7 @@ func (c *Controller) rate(now time.Time) {
 		limit := health.FailureLimit(shares)
 		for i, e := range endpoints {
 			if shares[i] > limit {
-				c.eject(e, "it fails much more often than the others", now)
+				c.eject(e, "failure_rate", "it fails much more often than the others", now)
 			}
 		}
 	}

@@ -224,19 +224,21 @@ func (f *Fold) Refused(e *pool.Endpoint, now time.Time, touched map[string]bool)
 	}
 	if m := f.expendable(e); m != nil {
 		f.conditionOf(m).refused = note{now, f.revision, "it refused a connection"}
+		e.Stats().Ejections.Add("refused")
 		f.changed(m, touched)
 	}
 }
 
-// Failing ejects a member for failing, and reports whether it did: not when half of its service is out already, or when it
+// Failing ejects a member for failing, which counts as an ejection of that kind, and reports whether it did: not when half of its service is out already, or when it
 // serves no more.
-func (f *Fold) Failing(e *pool.Endpoint, reason string, now time.Time, touched map[string]bool) bool {
+func (f *Fold) Failing(e *pool.Endpoint, kind, reason string, now time.Time, touched map[string]bool) bool {
 	f.at = now
 	m := f.expendable(e)
 	if m == nil {
 		return false
 	}
 	f.conditionOf(m).failing = note{now, f.revision, reason}
+	e.Stats().Ejections.Add(kind)
 	f.changed(m, touched)
 	return true
 }
@@ -357,6 +359,7 @@ func (f *Fold) damp(m *Member, now time.Time) {
 	c := f.conditionOf(m)
 	c.until = now.Add(min(time.Second<<min(was.n-mostFlaps-1, 10), longestDamp))
 	c.damped = note{now, m.ModRevision, fmt.Sprintf("it has come and gone %d times in short succession; it waits for %s", was.n, c.until.Sub(now))}
+	m.Endpoint.Stats().Ejections.Add("flapping")
 }
 
 // settle ends what has lasted long enough: damping, and the memory of it.

@@ -69,22 +69,22 @@ func TestCondition(t *testing.T) {
 				step(f, put("s", fmt.Sprint("x", i), fmt.Sprintf("10.0.1.%d:80", i), 9, checked))
 			}
 		}, "a ready, b ready, c ready, d ready, x0 starting, x1 starting, x2 starting, x3 starting, x4 starting, x5 starting, x6 starting, x7 starting, x8 starting", "a b c d"},
-		"failing": {func(f *Fold) { f.Failing(endpointOf(f, "s", "a"), "because", epoch, none) },
+		"failing": {func(f *Fold) { f.Failing(endpointOf(f, "s", "a"), "failure_rate", "because", epoch, none) },
 			"a ejected, b ready, c ready, d ready", "b c d"},
 		"failing and tried again": {func(f *Fold) {
-			f.Failing(endpointOf(f, "s", "a"), "because", epoch, none)
+			f.Failing(endpointOf(f, "s", "a"), "failure_rate", "because", epoch, none)
 			f.Probed(endpointOf(f, "s", "a"), true, epoch, none) // it answers, but how?
 			f.Readmit(endpointOf(f, "s", "a"), epoch, none)
 		}, "a ready, b ready, c ready, d ready", "a b c d"},
 		"failing and refusing": {func(f *Fold) {
-			f.Failing(endpointOf(f, "s", "a"), "because", epoch, none)
+			f.Failing(endpointOf(f, "s", "a"), "failure_rate", "because", epoch, none)
 			f.Readmit(endpointOf(f, "s", "a"), epoch, none)
 			f.Refused(endpointOf(f, "s", "a"), epoch, none)
 		}, "a ejected, b ready, c ready, d ready", "b c d"},
 		"half are out already": {func(f *Fold) {
 			check(f, false, "a")
 			for _, id := range []string{"b", "c"} {
-				f.Failing(endpointOf(f, "s", id), "because", epoch, none)
+				f.Failing(endpointOf(f, "s", id), "failure_rate", "because", epoch, none)
 			}
 			f.Refused(endpointOf(f, "s", "d"), epoch, none)
 		}, "a down, b ejected, c ready, d ready", "c d"},

@@ -227,7 +227,7 @@ func TestDoubtBooks(t *testing.T) {
 			case what == 10 && e != nil:
 				f.Checked(e, rapid.Bool().Draw(t, "passes"), "why", now, none)
 			case what == 11 && e != nil:
-				f.Failing(e, "why", now, none)
+				f.Failing(e, "failure_rate", "why", now, none)
 			case what == 12 && e != nil:
 				f.Readmit(e, now, none)
 			case what == 9: // begin again, perhaps in another store that has lost something

@@ -218,8 +218,9 @@ func (x *exchange) exchange(head int) (keep bool) {
 	if to.Mirror != nil {
 		x.mirror(to.Mirror)
 	}
-	rec.Service.Take()
-	defer rec.Service.Release()
+	tally := rec.Service.Tally(rec.Loop)
+	tally.Take()
+	defer tally.Release()
 	return x.attempts(to.Pool, to.Route.Timeout)
 }
 
@@ -294,14 +295,19 @@ func (x *exchange) attempts(pl *pool.Pool, headIn time.Duration) (keep bool) {
 		}
 		x.rec.Attempts++
 		x.rec.Endpoint, x.load = e, e
+		began, retried := x.loop.Now(), why.reason
 		outcome := x.attempt(e, s, fresh, headBy)
 		x.unload()
+		if x.rec.Attempts > 1 {
+			x.retried(retried, outcome.answered)
+		}
 		if outcome.answered {
 			return outcome.keep
 		}
 		why = outcome.failure
 		if why.reason.upstream() {
-			x.record(e, s, 0, x.loop.Now().Sub(x.rec.Start))
+			e.Stats().Errors.Add(string(why.reason))
+			x.record(e, s, 0, x.loop.Now().Sub(began))
 		}
 		if !outcome.again || expired(x.deadline, x.loop.Now()) || expired(headBy, x.loop.Now()) {
 			break
@@ -317,6 +323,7 @@ func (x *exchange) attempts(pl *pool.Pool, headIn time.Duration) (keep bool) {
 		if outcome.free && x.retries.Attempts > 1 && refused < mostRefused {
 			refused++ // nothing was asked of anybody: it does not count
 		} else if !outcome.free && !service.Spend() {
+			service.Retries.Add(pool.Retry{Reason: string(why.reason), Outcome: pool.NoBudget})
 			break
 		}
 		tried[n] = e
@@ -324,6 +331,15 @@ func (x *exchange) attempts(pl *pool.Pool, headIn time.Duration) (keep bool) {
 		pl = pl.Latest()
 	}
 	return x.answer(why)
+}
+
+// retried counts an attempt that was not the first.
+func (x *exchange) retried(why Reason, answered bool) {
+	r := pool.Retry{Reason: string(why), Outcome: pool.Failed}
+	if answered {
+		r.Outcome = pool.Answered
+	}
+	x.rec.Service.Retries.Add(r)
 }
 
 func expired(deadline, now time.Time) bool { return !deadline.IsZero() && !now.Before(deadline) }
@@ -402,8 +418,13 @@ func (x *exchange) done() {
 	if service == nil {
 		service = x.proxy.nowhere
 	}
-	service.Count(r.Method, r.Status)
-	service.Stats().Record(r.Status, r.Duration)
+	o := pool.Outcome{
+		Method: r.Method, Protocol: r.Protocol, Status: r.Status, Duration: r.Duration, Upstream: r.Upstream, In: r.BytesIn, Out: r.BytesOut,
+	}
+	service.Tally(r.Loop).Done(&o)
+	if r.Reason != "" {
+		service.Failures.Add(string(r.Reason))
+	}
 	if r.Endpoint != nil && r.UpstreamStatus != 0 {
 		x.record(r.Endpoint, x.pool.SettingsOf(), r.UpstreamStatus, r.Upstream)
 	}

@@ -356,12 +356,12 @@ func TestSeries(t *testing.T) {
 			}
 		}
 		count := func(s *pool.Service) (series int, total uint64) {
-			s.EachCount(func(method string, status int, n uint64) {
-				if !slices.Contains(pool.Methods[:], method) || status < 200 || status > 599 {
-					t.Errorf("a series for %s %d", method, status)
+			s.EachCount(func(c pool.Count) {
+				if !slices.Contains(pool.Methods[:], c.Method) || c.Status < 200 || c.Status > 599 {
+					t.Errorf("a series for %s %d", c.Method, c.Status)
 				}
 				series++
-				total += n
+				total += c.N
 			})
 			return series, total
 		}

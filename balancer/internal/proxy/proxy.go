@@ -114,6 +114,7 @@ type Record struct {
 	Endpoint *pool.Endpoint // of the last attempt; nil when there was none
 	Table    *route.Table
 
+	Protocol pool.Protocol
 	Status   int    // sent to the client; 499 when it went away before
 	Reason   Reason // empty when the answer is the upstream's
 	Attempts int

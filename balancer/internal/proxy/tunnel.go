@@ -11,6 +11,7 @@ import (
 
 	"github.com/rota-lb/rota/balancer/internal/http1"
 	"github.com/rota-lb/rota/balancer/internal/netloop"
+	"github.com/rota-lb/rota/balancer/pool"
 )
 
 const websocket = "websocket"
@@ -91,6 +92,10 @@ func (x *exchange) tunnel(up netloop.Conn, buf []byte, head, n int) outcome {
 	}
 	up.Close()
 	x.unload()
+	x.rec.Protocol = pool.Tunnel
+	if string(x.hop.Upgrade) == websocket {
+		x.rec.Protocol = pool.WebSocket
+	}
 	x.rec.Status, x.rec.BytesIn, x.rec.BytesOut = x.resp.Status, x.rec.BytesIn+t.in, x.rec.BytesOut+t.out
 	x.done()
 	if t.broken.Load() {

@@ -57,10 +57,11 @@ func (p *picker) Pick(balancer.PickInfo) (balancer.PickResult, error) {
 	}
 	service := p.pool.Service
 	e.Take()
-	service.Take()
+	tally := service.Tally(0)
+	tally.Take()
 	begun := time.Now()
 	return balancer.PickResult{SubConn: p.conns[e], Done: func(done balancer.DoneInfo) {
-		service.Release()
+		tally.Release()
 		e.Release()
 		if code, ok := outcome(&done); ok {
 			e.Stats().Record(code, time.Since(begun))

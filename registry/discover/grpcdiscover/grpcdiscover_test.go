@@ -195,7 +195,7 @@ func TestLive(t *testing.T) {
 	r.all(20, b)
 	r.idle()
 	stats := r.d.View("cart").Members[0].Endpoint.Stats().View()
-	if stats.Classes[2] == 0 || stats.Classes[2] != stats.Count() {
+	if stats.Classes[2] == 0 || stats.Classes[2] != stats.Durations.Count() {
 		t.Errorf("counted %+v", stats)
 	}
 }
