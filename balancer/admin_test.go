@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"encoding/json"
 	"io"
 	"net/http"
 	"os"
@@ -9,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
+	"github.com/rota-lb/rota/balancer/internal/admin"
 	"github.com/rota-lb/rota/config"
 	"github.com/rota-lb/rota/internal/etcdtest"
 )
@@ -38,6 +42,37 @@ func (d *daemon) ask(method, path, body string, fields ...string) (int, string) 
 	return resp.StatusCode, string(text)
 }
 
+// resources are the methods and paths of the admin API, with names for what is in braces.
+func resources(t *testing.T) (list [][2]string) {
+	var doc struct{ Paths map[string]map[string]any }
+	if err := json.Unmarshal(admin.OpenAPI(), &doc); err != nil {
+		t.Fatal(err)
+	}
+	for path, methods := range doc.Paths {
+		for method := range methods {
+			list = append(list, [2]string{strings.ToUpper(method), strings.NewReplacer("{", "", "}", "").Replace(path)})
+		}
+	}
+	if len(list) < 20 {
+		t.Fatalf("only %d", len(list))
+	}
+	return list
+}
+
+// The document in docs is that of the API.
+func TestOpenAPI(t *testing.T) {
+	const file = "../docs/openapi.json"
+	if os.Getenv("ROTA_TEST_UPDATE") != "" {
+		if err := os.WriteFile(file, admin.OpenAPI(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	have, err := os.ReadFile(file)
+	if err != nil || string(have) != string(admin.OpenAPI()) {
+		t.Errorf("docs/openapi.json is not up to date: ROTA_TEST_UPDATE=1 go test -run TestOpenAPI ./balancer (%v)", err)
+	}
+}
+
 // Every route but the probes asks for the token, wherever it is asked from; a foreign Host or Origin is refused.
 func TestAdminAccess(t *testing.T) {
 	const token = "correct-horse-battery-staple"
@@ -47,41 +82,48 @@ func TestAdminAccess(t *testing.T) {
 	}
 	d := run(t, nil, func(c *config.Config) { c.Admin.TokenFile = file })
 	open := run(t, nil, nil)
-	for _, path := range []string{
-		"/metrics", "/api/v1/status", "/api/v1/services", "/api/v1/services/x", "/api/v1/routes", "/api/v1/why?url=http://a/", "/api/v1/events", "/", "/nothing",
-		"/debug/pprof/",
-	} {
+	for _, path := range []string{"/", "/nothing", "/debug/pprof/", "/debug/pprof/heap", "/api/v1/"} {
+		if status, _ := open.ask("GET", path, ""); status != 404 {
+			t.Errorf("%s: %d", path, status)
+		}
+		if status, _ := d.ask("GET", path, ""); status != 401 {
+			t.Errorf("%s without a token: %d", path, status)
+		}
+	}
+	for _, r := range resources(t) {
+		method, path := r[0], r[1]
+		if path == "/livez" || path == "/readyz" {
+			if status, _ := d.ask(method, path, ""); status != 200 {
+				t.Errorf("%s: %d", path, status)
+			}
+			continue
+		}
 		for name, fields := range map[string][]string{
 			"no token": nil, "a wrong one": {"Authorization", "Bearer wrong"}, "half of it": {"Authorization", "Bearer " + token[:9]},
 			"another scheme": {"Authorization", "Basic " + token}, "an empty one": {"Authorization", "Bearer "},
 		} {
-			if status, body := d.ask("GET", path, "", fields...); status != 401 || strings.Contains(body, token) {
-				t.Errorf("%s with %s: %d %s", path, name, status, body)
+			if status, body := d.ask(method, path, "", fields...); status != 401 || strings.Contains(body, token) {
+				t.Errorf("%s %s with %s: %d %s", method, path, name, status, body)
 			}
 		}
-		if status, _ := d.ask("GET", path, "", "Authorization", "Bearer "+token); status == 401 {
+		if status, _ := d.ask(method, path, "", "Authorization", "Bearer "+token); status == 401 {
 			t.Errorf("%s with the token: %d", path, status)
 		}
-		if status, _ := d.ask("GET", path, "", "Authorization", "Bearer "+token, "Host", "rota.example.com"); status == 421 {
+		if status, _ := d.ask(method, path, "", "Authorization", "Bearer "+token, "Host", "rota.example.com"); status == 421 {
 			t.Errorf("%s with the token, by a name: %d", path, status)
 		}
-		if status, _ := open.ask("GET", path, "", "Host", "rota.example.com"); status != 421 {
-			t.Errorf("%s without any token, by a name: %d", path, status)
-		}
-	}
-	for _, path := range []string{"/livez", "/readyz"} {
-		if status, _ := d.ask("GET", path, ""); status != 200 {
-			t.Errorf("%s: %d", path, status)
-		}
-	}
-	for _, w := range [][2]string{{"POST", "/api/v1/services/x/release"}, {"PATCH", "/api/v1/services/x/instances/y"}} {
-		if status, _ := d.ask(w[0], w[1], "{}"); status != 401 {
-			t.Errorf("%s without a token: %d", w[1], status)
-		}
-		for _, origin := range []string{"https://evil.example.com", "null", "http://127.0.0.1:1"} {
-			if status, _ := open.ask(w[0], w[1], "{}", "Origin", origin); status != 403 {
-				t.Errorf("%s from %s: %d", w[1], origin, status)
+		if method != "GET" {
+			if status, _ := open.ask(method, path, "{}", "Origin", "http://evil.example.com"); status != 403 {
+				t.Errorf("%s %s without any token, from a page: %d", method, path, status)
 			}
+			for _, origin := range []string{"http://evil.example.com", "null", "http://127.0.0.1:1", "https://" + strings.TrimPrefix(d.admin, "http://") + ".evil.example.com"} {
+				if status, _ := d.ask(method, path, "{}", "Authorization", "Bearer "+token, "Origin", origin); status != 403 {
+					t.Errorf("%s %s from %s: %d", method, path, origin, status)
+				}
+			}
+		}
+		if status, _ := open.ask(method, path, "", "Host", "rota.example.com"); status != 421 {
+			t.Errorf("%s without any token, by a name: %d", path, status)
 		}
 	}
 }
@@ -201,5 +243,118 @@ func TestStats(t *testing.T) {
 	}
 	if _, body := d.ask("GET", "/api/v1/config", ""); !strings.Contains(body, "listeners:") {
 		t.Errorf("configuration: %s", body)
+	}
+}
+
+// A route is written, read, changed only by who has seen its last state, and taken away; each is noted, and counts for requests.
+func TestWriteRoute(t *testing.T) {
+	srv := etcdtest.Start(t)
+	d := run(t, srv, func(c *config.Config) { c.AutoRoutes = false })
+	newFleet(t, srv.Client(), "web", 1)
+	d.count("web", map[string]int{"ready": 1})
+	const path = "/api/v1/routes/shop"
+	if status, body := d.ask("GET", path, ""); status != 404 {
+		t.Errorf("before: %d %s", status, body)
+	}
+	if status, body := d.ask("PUT", path, `{"path": "/", "service": "web", "timeout": "soon"}`); status != 422 || !strings.Contains(body, "timeout") {
+		t.Errorf("a bad one: %d %s", status, body)
+	}
+	if status, body := d.ask("PUT", path, `{`); status != 400 {
+		t.Errorf("no JSON: %d %s", status, body)
+	}
+	if status, body := d.ask("PUT", path, `{"path": "/", "service": "web"}`); status != 204 {
+		t.Fatalf("a good one: %d %s", status, body)
+	}
+	d.until("web", 200)
+	resp, err := client.Get(d.admin + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	tag := resp.Header.Get("ETag")
+	if status, _ := d.ask("PUT", path, `{"path": "/", "service": "web", "timeout": "9s"}`, "If-Match", `"other"`); status != 412 {
+		t.Errorf("with another's tag: %d", status)
+	}
+	if status, _ := d.ask("PUT", path, `{"path": "/", "service": "web", "timeout": "9s"}`, "If-Match", tag); status != 204 {
+		t.Errorf("with its tag: %d", status)
+	}
+	if status, _ := d.ask("DELETE", path, "", "Origin", "http://evil.example.com"); status != 403 {
+		t.Errorf("from a page: %d", status)
+	}
+
+	// What would break the requests of late is not written, unless it has to be.
+	var plan Plan
+	var status int
+	var body string
+	for plan.Replayed < 5 { // one in a hundredth of a second is remembered
+		d.get("web", "/cart")
+		status, body = d.ask("POST", "/api/v1/plan", `{"route": "shop", "value": null}`)
+		if plan = (Plan{}); json.Unmarshal([]byte(body), &plan) != nil || status != 200 {
+			t.Fatalf("%d %s", status, body)
+		}
+	}
+	if len(plan.Moves) != 1 || plan.Moves[0].From != "web" || plan.Moves[0].To != "404 no_route" || plan.Broken < 0.5 || plan.Replayed < 5 || len(plan.Differences) == 0 {
+		t.Errorf("plan: %s", body)
+	}
+	status, body = d.ask("POST", "/api/v1/plan", `{"route": "other", "value": {"path": "/cart", "service": "nobody"}}`)
+	if plan = (Plan{}); json.Unmarshal([]byte(body), &plan) != nil || len(plan.Moves) != 1 || plan.Moves[0].To != "503 no_healthy_upstream of nobody" {
+		t.Errorf("plan: %d %s", status, body)
+	}
+	if status, body := d.ask("POST", "/api/v1/plan", `{"route": "a", "service": "b"}`); status != 400 {
+		t.Errorf("no plan: %d %s", status, body)
+	}
+	if status, body := d.ask("DELETE", path, ""); status != 409 || !strings.Contains(body, "would break") {
+		t.Errorf("away: %d %s", status, body)
+	}
+	if status, body := d.ask("DELETE", path+"?force=true", ""); status != 204 {
+		t.Errorf("away by force: %d %s", status, body)
+	}
+	d.until("web", 404)
+	var events []Event
+	d.api("/api/v1/events", &events)
+	var told []string
+	for _, e := range events {
+		if e.Kind == "operator" {
+			told = append(told, e.Text)
+		}
+	}
+	if len(told) != 3 || !strings.HasPrefix(told[0], "route shop written, by 127.0.0.1:") || !strings.HasPrefix(told[2], "route shop deleted, by ") {
+		t.Errorf("noted: %q", told)
+	}
+
+	// A file as it is to be.
+	status, body = d.ask("POST", "/api/v1/plan", `{"config": "routes: [{name: r, path: /, service: web}]\nlisteners: [{address: \":1\"}]\n"}`)
+	if plan = (Plan{}); json.Unmarshal([]byte(body), &plan) != nil || status != 200 || len(plan.Moves) == 0 || plan.Moves[0].To != "web" || plan.Broken != 0 {
+		t.Errorf("plan of a file: %d %s", status, body)
+	}
+	restart := false
+	for _, x := range plan.Differences {
+		restart = restart || x.Restart && x.Path == "listeners"
+	}
+	if !restart {
+		t.Errorf("plan of a file: %+v", plan.Differences)
+	}
+	if status, body := d.ask("POST", "/api/v1/plan", `{"config": "rutes: []"}`); status != 422 || !strings.Contains(body, "routes") {
+		t.Errorf("plan of a bad file: %d %s", status, body)
+	}
+	const policy = "/api/v1/services/web/policy"
+	if status, body := d.ask("PUT", policy, `{"balance": "round_robin"}`); status != 204 {
+		t.Errorf("policy: %d %s", status, body)
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		if status, body := d.ask("GET", policy, ""); status == 200 && strings.Contains(body, "round_robin") {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("policy: %d %s", status, body)
+		}
+	}
+	if status, body := d.ask("DELETE", policy, ""); status != 204 {
+		t.Errorf("policy away: %d %s", status, body)
+	}
+	if status, body := d.ask("PUT", "/api/v1/loglevel", `{"level": "debug"}`); status != 200 || d.options.LogLevel.Level() != zap.DebugLevel {
+		t.Errorf("level: %d %s", status, body)
+	}
+	if status, body := d.ask("PUT", "/api/v1/loglevel", `{"level": "loud"}`); status != 400 {
+		t.Errorf("level: %d %s", status, body)
 	}
 }

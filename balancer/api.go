@@ -14,6 +14,10 @@ type (
 	Why = admin.Why
 	// Stats is the answer of /api/v1/stats.
 	Stats = admin.Stats
+	// Plan is the answer of /api/v1/plan, Draft what is asked of it.
+	Plan = admin.Plan
+	// Draft is what /api/v1/plan is asked about.
+	Draft = admin.Draft
 	// Event is one of /api/v1/events.
 	Event = admin.Event
 	// Released is the answer of /api/v1/services/{service}/release.

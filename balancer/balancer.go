@@ -30,6 +30,7 @@ import (
 
 	"github.com/rota-lb/rota/balancer/internal/admin"
 	"github.com/rota-lb/rota/balancer/internal/control"
+	"github.com/rota-lb/rota/balancer/internal/journal"
 	"github.com/rota-lb/rota/balancer/internal/listen"
 	"github.com/rota-lb/rota/balancer/internal/netloop"
 	"github.com/rota-lb/rota/balancer/internal/proxy"
@@ -57,6 +58,8 @@ type Options struct {
 	Logger *zap.Logger
 	// Version is shown in metrics and status.
 	Version string
+	// LogLevel is that of Logger, so that it can be changed through the admin API; nil is one that changes nothing.
+	LogLevel *zap.AtomicLevel
 	// ConfigFile is where the configuration came from, to be shown; empty is no file.
 	ConfigFile string
 	// Sockets were passed to this process; nil are none.
@@ -82,6 +85,7 @@ type Balancer struct {
 	networks []netip.Prefix
 	token    string // of the admin API
 	access   *telemetry.AccessLog
+	journal  *journal.Journal
 	metrics  *telemetry.Metrics
 	hurry    chan struct{}
 	hurried  sync.Once
@@ -103,6 +107,10 @@ func InheritSockets() (*Sockets, error) { return listen.Inherit() }
 func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
+	}
+	if o.LogLevel == nil {
+		level := zap.NewAtomicLevel()
+		o.LogLevel = &level
 	}
 	b := &Balancer{options: o, config: cfg, started: time.Now(), hurry: make(chan struct{}), opened: make(chan struct{}), succeeded: make(chan struct{})}
 	defer func() {
@@ -135,6 +143,7 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 	if err != nil {
 		return nil, err
 	}
+	b.journal = journal.New(cfg.Loops)
 	if b.access, err = accessLog(cfg); err != nil {
 		return nil, err
 	}
@@ -147,7 +156,7 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 		Registry: o.Registry, Store: &b.store, Logger: o.Logger, Published: b.metrics.EventToRoute, Self: self, Deny: b.deny,
 		Snapshot: cfg.Snapshot.Path, Prefix: cmp.Or(cfg.Etcd.Prefix, registry.DefaultPrefix),
 	}, cfg.Dynamic)
-	b.proxy = proxy.New(&b.store, settings(cfg.Dynamic), observer{b.access, b.control})
+	b.proxy = proxy.New(&b.store, settings(cfg.Dynamic), observer{b.access, b.journal, b.control})
 	b.guard = &proxy.Guard{Lag: cfg.Limits.ShedAfter(), Memory: int64(cfg.Limits.Memory), Waiting: b.engine.Lag}
 	if b.guard.Memory == 0 {
 		b.guard.Memory = proxy.MemoryLimit()
@@ -424,6 +433,7 @@ func (b *Balancer) serveAdmin(ctx context.Context) {
 		Control: b.control, Metrics: b.metrics, Version: b.options.Version, Started: b.started,
 		Ready: b.ready, Connections: b.engine.Connections, Engine: b.engine.Name(), Listeners: names,
 		Token: b.token, Request: readRequest, Ended: ctx.Done(), Unrouted: b.proxy.Unrouted(), Config: b.effective,
+		Static: &b.config.Static, LogLevel: b.options.LogLevel, Journal: b.journal,
 	}
 	srv := &http.Server{
 		Handler: api.Handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
@@ -458,6 +468,7 @@ func (b *Balancer) ready() (bool, []string) {
 // observer turns records of exchanges into access log lines, and tells the control plane who refuses connections.
 type observer struct {
 	log     *telemetry.AccessLog
+	journal *journal.Journal
 	control *control.Controller
 }
 
@@ -466,6 +477,7 @@ func (o observer) Refused(e *pool.Endpoint) { o.control.Refused(e) }
 func (o observer) Failing(e *pool.Endpoint) { o.control.Failing(e) }
 
 func (o observer) Done(r *proxy.Record) {
+	o.remember(r)
 	if o.log == nil {
 		return
 	}
@@ -485,6 +497,33 @@ func (o observer) Done(r *proxy.Record) {
 		a.Upstream = r.Endpoint.Name
 	}
 	o.log.Log(r.Loop, &a)
+}
+
+// remember keeps an exchange in the journal if it is worth that.
+func (o observer) remember(r *proxy.Record) {
+	notable := r.Reason != "" || r.Status >= 500 || r.Attempts > 1 || r.Duration >= journal.Slow && r.Protocol == pool.HTTP
+	wanted, sampled := o.journal.Wants(r.Loop, r.Start.Add(r.Duration), notable)
+	if !wanted || len(r.Path) == 0 {
+		return
+	}
+	e := journal.Entry{
+		At: r.Start, ID: string(r.ID), Method: string(r.Method), Host: string(r.Host), Path: string(r.Path), Query: journal.Redact(string(r.Query)),
+		Status: r.Status, UpstreamStatus: r.UpstreamStatus, Reason: string(r.Reason), Attempts: r.Attempts,
+		Duration: r.Duration, UpstreamTook: r.Upstream, Revision: r.Table.Revision, Sampled: sampled,
+	}
+	if r.Client.IsValid() {
+		e.Client = r.Client.Addr().String()
+	}
+	if r.Route != nil {
+		e.Route = r.Route.Name
+	}
+	if r.Service != nil {
+		e.Service = r.Service.Name
+	}
+	if r.Endpoint != nil {
+		e.Upstream = r.Endpoint.Name
+	}
+	o.journal.Add(r.Loop, e, notable)
 }
 
 // sample collects the figures for a scrape.

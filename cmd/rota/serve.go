@@ -125,7 +125,7 @@ func serve(cmd *cobra.Command, o *overrides) error {
 	if err != nil {
 		return err
 	}
-	options := balancer.Options{Logger: log, Version: versionText(), Sockets: sockets, ConfigFile: file}
+	options := balancer.Options{Logger: log, Version: versionText(), Sockets: sockets, ConfigFile: file, LogLevel: &level}
 	if !cfg.Etcd.Disabled {
 		client, err := connect(cfg.Etcd, log)
 		if err != nil {

@@ -91,9 +91,11 @@ var table = []row{
 
 	// What looks at it, and what joins it.
 	{pkg: "balancer/internal/telemetry", outside: []string{zap, "github.com/prometheus/client_golang/..."}},
+	{pkg: "balancer/internal/journal"},
 	{
-		pkg:    "balancer/internal/admin",
-		module: []string{"config", "balancer/internal/control", "balancer/internal/route", "balancer/pool", "balancer/internal/telemetry"},
+		pkg:     "balancer/internal/admin",
+		module:  []string{"config", "balancer/internal/control", "balancer/internal/route", "balancer/pool", "balancer/internal/journal", "balancer/internal/telemetry"},
+		outside: []string{zap},
 	},
 	{pkg: "balancer", module: []string{"balancer/...", "registry", "config"}, outside: []string{zap}},
 

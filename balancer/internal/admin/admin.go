@@ -16,10 +16,14 @@ import (
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/rota-lb/rota/balancer/internal/control"
+	"github.com/rota-lb/rota/balancer/internal/journal"
 	"github.com/rota-lb/rota/balancer/internal/route"
 	"github.com/rota-lb/rota/balancer/internal/telemetry"
 	"github.com/rota-lb/rota/balancer/pool"
+	"github.com/rota-lb/rota/config"
 )
 
 // API serves the admin API. All fields are required.
@@ -41,6 +45,12 @@ type API struct {
 	Ended <-chan struct{}
 	// Config is the configuration in effect, as YAML without secrets, and the file it came from; empty is none.
 	Config func() (path string, yaml []byte)
+	// Static is what of it only a restart changes.
+	Static *config.Static
+	// LogLevel is that of the event log.
+	LogLevel *zap.AtomicLevel
+	// Journal has the exchanges of late.
+	Journal *journal.Journal
 	// Unrouted counts the requests that reached no service.
 	Unrouted *pool.Service
 	// Engine and Listeners say what the daemon runs on.
@@ -186,31 +196,25 @@ type Conflict struct {
 // Handler returns the API.
 func (a *API) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("ok\n")) })
-	mux.HandleFunc("GET /readyz", a.readyz)
-	mux.Handle("GET /metrics", a.Metrics.Handler())
-	mux.HandleFunc("GET /api/v1/status", a.status)
-	mux.HandleFunc("GET /api/v1/services", a.services)
-	mux.HandleFunc("GET /api/v1/services/{service}", a.services)
-	mux.HandleFunc("GET /api/v1/services/{service}/instances/{id}", a.instance)
-	mux.HandleFunc("POST /api/v1/services/{service}/release", a.write(a.release))
-	mux.HandleFunc("PATCH /api/v1/services/{service}/instances/{id}", a.write(a.override))
-	mux.HandleFunc("GET /api/v1/routes", a.routes)
-	mux.HandleFunc("GET /api/v1/stats", a.stats)
-	mux.HandleFunc("GET /api/v1/config", a.config)
-	mux.HandleFunc("GET /api/v1/why", a.why)
-	mux.HandleFunc("GET /api/v1/events", a.events)
+	probes := map[string]bool{}
+	for _, r := range a.resources() {
+		if r.writes() {
+			r.do = a.write(r.do)
+		}
+		probes[r.path] = r.probe
+		mux.HandleFunc(r.method+" "+r.path, r.do)
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		problem(w, http.StatusNotFound, "no such resource; see /livez /readyz /metrics /api/v1/{status,services,routes,why,events}")
+		problem(w, http.StatusNotFound, "no such resource; /api/v1/openapi.json lists them")
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-		switch probe := r.URL.Path == "/livez" || r.URL.Path == "/readyz"; {
+		switch {
 		case a.Token == "" && !loopbackHost(r.Host):
 			problem(w, http.StatusMisdirectedRequest, "the admin API answers only to localhost and loopback addresses")
-		case a.Token != "" && !probe && !a.authorized(r):
+		case a.Token != "" && !probes[r.URL.Path] && !a.authorized(r):
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			problem(w, http.StatusUnauthorized, "send the token: Authorization: Bearer …, or --token-file and ROTA_ADMIN_TOKEN of rota")
 		default:
@@ -232,7 +236,7 @@ func (a *API) write(do http.HandlerFunc) http.HandlerFunc {
 			problem(w, http.StatusForbidden, "writes are not taken from pages of other origins")
 			return
 		}
-		r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+		r.Body = http.MaxBytesReader(w, r.Body, 1<<20)
 		do(w, r)
 	}
 }
@@ -258,6 +262,14 @@ func loopbackHost(host string) bool {
 	return err == nil && ip.IsLoopback()
 }
 
+func (a *API) livez(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("ok\n")) }
+
+// Readiness is the answer of /readyz.
+type Readiness struct {
+	Status  string   `json:"status"` // ready, degraded, not ready
+	Reasons []string `json:"reasons"`
+}
+
 func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 	ready, reasons := a.Ready()
 	status, word := http.StatusOK, "ready"
@@ -267,7 +279,7 @@ func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
 	case len(reasons) > 0:
 		word = "degraded"
 	}
-	reply(w, r, status, map[string]any{"status": word, "reasons": reasons})
+	reply(w, r, status, Readiness{word, reasons})
 }
 
 func (a *API) status(w http.ResponseWriter, r *http.Request) {
@@ -453,10 +465,16 @@ func etag(body []byte) string {
 	return `"` + hex.EncodeToString(sum[:12]) + `"`
 }
 
+// Problem is what is answered when something has gone wrong (RFC 9457).
+type Problem struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail"`
+}
+
 func problem(w http.ResponseWriter, status int, detail string) {
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(map[string]any{
-		"type": "about:blank", "title": http.StatusText(status), "status": status, "detail": detail,
-	})
+	json.NewEncoder(w).Encode(Problem{"about:blank", http.StatusText(status), status, detail})
 }

@@ -2,10 +2,8 @@ package admin
 
 import (
 	"encoding/json"
-	"errors"
 	"net/http"
 
-	"github.com/rota-lb/rota/balancer/internal/control"
 	"github.com/rota-lb/rota/config"
 )
 
@@ -16,12 +14,14 @@ type Override struct {
 }
 
 func (a *API) override(w http.ResponseWriter, r *http.Request) {
-	d := json.NewDecoder(r.Body)
-	d.DisallowUnknownFields()
+	const want = `write a body such as {"drain": true} or {"weight": 50}; null takes it away`
 	var o Override
+	if !read(w, r, &o, want) {
+		return
+	}
 	var weight *int
-	if err := d.Decode(&o); err != nil || len(o.Weight) > 0 && json.Unmarshal(o.Weight, &weight) != nil {
-		problem(w, http.StatusBadRequest, `write a body such as {"drain": true} or {"weight": 50}; null takes it away`)
+	if len(o.Weight) > 0 && json.Unmarshal(o.Weight, &weight) != nil {
+		refuse(w, errBody{want})
 		return
 	}
 	err := a.Control.Override(r.Context(), by(r), r.PathValue("service"), r.PathValue("id"), func(c *config.Override) {
@@ -32,17 +32,9 @@ func (a *API) override(w http.ResponseWriter, r *http.Request) {
 			c.Weight = weight
 		}
 	})
-	var invalid config.Errors
-	switch {
-	case err == nil:
-		w.WriteHeader(http.StatusNoContent)
-	case errors.Is(err, control.ErrNoInstance):
-		problem(w, http.StatusNotFound, err.Error())
-	case errors.Is(err, control.ErrReadOnly):
-		problem(w, http.StatusConflict, err.Error())
-	case errors.As(err, &invalid):
-		problem(w, http.StatusUnprocessableEntity, err.Error())
-	default:
-		problem(w, http.StatusBadGateway, err.Error())
+	if err != nil {
+		refuse(w, err)
+		return
 	}
+	w.WriteHeader(http.StatusNoContent)
 }

@@ -1,8 +1,10 @@
 package admin
 
 import (
+	"cmp"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/rota-lb/rota/balancer/internal/control"
 )
@@ -24,6 +26,25 @@ type Why struct {
 	Candidates []Candidate `json:"candidates,omitempty"`
 	Generation uint64      `json:"table_generation"`
 	Revision   int64       `json:"table_revision"`
+	// Exchange is what became of the request whose id was asked about. The rest is about another one like it, now.
+	Exchange *Exchange `json:"exchange,omitempty"`
+}
+
+// Exchange is a request that was served, as far as that is remembered: without header fields.
+type Exchange struct {
+	At             time.Time `json:"at"`
+	ID             string    `json:"request_id"`
+	Client         string    `json:"client,omitempty"`
+	Status         int       `json:"status"`
+	Reason         string    `json:"reason,omitempty"`
+	Route          string    `json:"route,omitempty"`
+	Service        string    `json:"service,omitempty"`
+	Upstream       string    `json:"upstream,omitempty"` // of the last attempt
+	UpstreamStatus int       `json:"upstream_status,omitempty"`
+	Attempts       int       `json:"attempts"`
+	Duration       float64   `json:"duration"`                    // seconds
+	UpstreamTook   float64   `json:"upstream_duration,omitempty"` // to the head of the answer
+	Revision       int64     `json:"table_revision"`
 }
 
 // Loser is a route that does not get the request.
@@ -56,11 +77,21 @@ func (a *API) why(w http.ResponseWriter, r *http.Request) {
 		}
 		header.Add(name, strings.TrimSpace(value))
 	}
-	method := query.Get("method")
-	if method == "" {
-		method = http.MethodGet
+	method, url := cmp.Or(query.Get("method"), http.MethodGet), query.Get("url")
+	var was *Exchange
+	if id := query.Get("request_id"); id != "" {
+		e, ok := a.Journal.Find(id)
+		if !ok {
+			problem(w, http.StatusNotFound, "request "+id+" is not remembered: of those that went well only a sample is, and all of them only for a while; the access log has them")
+			return
+		}
+		method, url = e.Method, "http://"+e.Host+e.Path+e.Query
+		was = &Exchange{
+			At: e.At, ID: e.ID, Client: e.Client, Status: e.Status, Reason: e.Reason, Route: e.Route, Service: e.Service, Upstream: e.Upstream,
+			UpstreamStatus: e.UpstreamStatus, Attempts: e.Attempts, Duration: e.Duration.Seconds(), UpstreamTook: e.UpstreamTook.Seconds(), Revision: e.Revision,
+		}
 	}
-	q, err := a.Request(method, query.Get("url"), header)
+	q, err := a.Request(method, url, header)
 	if err != nil {
 		problem(w, http.StatusBadRequest, err.Error())
 		return
@@ -68,6 +99,7 @@ func (a *API) why(w http.ResponseWriter, r *http.Request) {
 	table := a.Control.Store.Load()
 	out := Why{
 		Method: method, Host: string(q.Host), Path: string(q.Path), Query: string(q.Query), Generation: table.Generation, Revision: table.Revision,
+		Exchange: was,
 	}
 	to := table.Match(q)
 	for _, fit := range table.Explain(q) {

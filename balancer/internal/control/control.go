@@ -633,9 +633,9 @@ func (c *Controller) build(name string, pools map[int]*pool.Pool) {
 // trimAfter is the size of a Reset whose garbage, several times what is kept of it, is worth giving back at once.
 const trimAfter = 10_000
 
-// routes are all routes, file before etcd.
-func (c *Controller) routes() []route.Route {
-	list := make([]route.Route, 0, len(c.dynamic.Routes)+len(c.etcd))
+// routes are all routes: those of the file, of etcd, and of claims.
+func (c *Controller) routes(file []config.Route, etcd map[string]kv[config.Route]) []route.Route {
+	list := make([]route.Route, 0, len(file)+len(etcd))
 	add := func(r config.Route, source route.Source, order int64) {
 		converted, err := convert(r, source, order)
 		if err != nil {
@@ -644,11 +644,11 @@ func (c *Controller) routes() []route.Route {
 		}
 		list = append(list, converted)
 	}
-	for i, r := range c.dynamic.Routes {
+	for i, r := range file {
 		add(r, route.File, int64(i))
 	}
-	for _, name := range slices.Sorted(maps.Keys(c.etcd)) {
-		add(c.etcd[name].value, route.Etcd, c.etcd[name].created)
+	for _, name := range slices.Sorted(maps.Keys(etcd)) {
+		add(etcd[name].value, route.Etcd, etcd[name].created)
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.claims)) {
 		for _, r := range c.claims[name].routes(name) {

@@ -17,9 +17,55 @@ import (
 var (
 	// ErrNoInstance says that no instance of that id is known.
 	ErrNoInstance = errors.New("no such instance")
+	// ErrChanged says that a value is not any more what it was when it was read.
+	ErrChanged = errors.New("the value has changed since it was read: read it again")
 	// ErrReadOnly says that there is no registry that could take the change.
 	ErrReadOnly = errors.New("there is no registry to write to: change the configuration file")
 )
+
+// Write replaces what the registry has under the key of a draft's route or policy by value; nil deletes it. check is asked about
+// what is there before; its error is returned.
+func (c *Controller) Write(ctx context.Context, by string, d Draft, value []byte, check func(old []byte) error) error {
+	editor, ok := c.Registry.(registry.Editor)
+	if !ok {
+		return ErrReadOnly
+	}
+	keys := registry.Keys{Prefix: c.Prefix}
+	key, service, what := "", "", ""
+	switch {
+	case d.Route != nil:
+		key, what = keys.Route(d.Route.Name), "route "+d.Route.Name
+	case d.Policy != nil:
+		key, service, what = keys.Policy(d.Policy.Service), d.Policy.Service, "policy"
+	default:
+		return errDraft
+	}
+	done := " deleted"
+	if value != nil {
+		done = " written"
+	}
+	err := editor.Edit(ctx, key, func(old []byte) ([]byte, error) { return value, check(old) })
+	if err == nil {
+		c.Audit(by, service, "", what+done)
+	}
+	return err
+}
+
+// RouteValue is what the registry has under the key of a route; nil is nothing.
+func (c *Controller) RouteValue(ctx context.Context, name string) (value []byte, err error) {
+	if !c.do(ctx, func() { value = c.etcd[name].raw }) {
+		return nil, endedOr(ctx)
+	}
+	return value, nil
+}
+
+// PolicyValue is what the registry has under the key of a policy; nil is nothing.
+func (c *Controller) PolicyValue(ctx context.Context, service string) (value []byte, err error) {
+	if !c.do(ctx, func() { value = c.policies[service].raw }) {
+		return nil, endedOr(ctx)
+	}
+	return value, nil
+}
 
 // Override changes an operator's word about an instance, in the policy of its service in the registry, so that every
 // balancer heeds it, and it outlives them all. An override that says nothing any more is taken away.

@@ -154,7 +154,7 @@ func (c *Controller) router(change *route.Change) *route.Router {
 			sub.used = false
 		}
 	}
-	rt := route.NewRouter(c.routes(), c.place)
+	rt := route.NewRouter(c.routes(c.dynamic.Routes, c.etcd), c.place)
 	for _, s := range c.services {
 		s.subsets = slices.DeleteFunc(s.subsets, func(sub *subset) bool {
 			if !sub.used {
