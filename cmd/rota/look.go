@@ -13,7 +13,6 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/hashicorp/go-retryablehttp"
@@ -124,9 +123,7 @@ func (l *look) show(w io.Writer, body []byte, table func(w io.Writer)) error {
 		_, err := w.Write(body)
 		return err
 	}
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	table(tw)
-	return tw.Flush()
+	return screenOf(w).table(w, table)
 }
 
 // etcdctlLine prints the line that looks at the same thing in etcd.
@@ -223,15 +220,15 @@ func servicesCommand() *cobra.Command {
 			},
 		}),
 		get.flags(&cobra.Command{
-			Use: "get <service>", Short: "Show one service with its instances", Args: args(cobra.ExactArgs(1)),
+			Use: "get <service>", Short: "Show one service with its instances", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: completeNames(1),
 			RunE: func(cmd *cobra.Command, list []string) error { return showInstances(cmd, &get, list[0]) },
 		}),
 		watch.flags(&cobra.Command{
-			Use: "watch [service]", Short: "Print changes of instances as they happen", Args: args(cobra.MaximumNArgs(1)),
+			Use: "watch [service]", Short: "Print changes of instances as they happen", Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: completeNames(1),
 			RunE: func(cmd *cobra.Command, list []string) error { return watchInstances(cmd, &watch, list) },
 		}),
 		release.flags(&cobra.Command{
-			Use: "release <service>", Short: "Give up the suspects of a service, and release its brake", Args: args(cobra.ExactArgs(1)),
+			Use: "release <service>", Short: "Give up the suspects of a service, and release its brake", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: completeNames(1),
 			Long: "An instance whose record was lost serves on while it answers, for ten minutes at most. This makes those of a service\n" +
 				"go at once: for when you know that they are not to serve. Those that register again come back.",
 			RunE: func(cmd *cobra.Command, list []string) error {
@@ -253,17 +250,17 @@ func instancesCommand() *cobra.Command {
 	var ls, get, watch look
 	return group("instances", "Look at instances",
 		ls.flags(&cobra.Command{
-			Use: "ls [service]", Short: "List instances", Args: args(cobra.MaximumNArgs(1)),
+			Use: "ls [service]", Short: "List instances", Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: completeNames(1),
 			RunE: func(cmd *cobra.Command, list []string) error {
 				return showInstances(cmd, &ls, strings.Join(list, ""))
 			},
 		}),
 		get.flags(&cobra.Command{
-			Use: "get <service> <id>", Short: "Show one instance", Args: args(cobra.ExactArgs(2)),
+			Use: "get <service> <id>", Short: "Show one instance", Args: args(cobra.ExactArgs(2)), ValidArgsFunction: completeNames(2),
 			RunE: func(cmd *cobra.Command, list []string) error { return showInstance(cmd, &get, list[0], list[1]) },
 		}),
 		watch.flags(&cobra.Command{
-			Use: "watch [service]", Short: "Print changes of instances as they happen", Args: args(cobra.MaximumNArgs(1)),
+			Use: "watch [service]", Short: "Print changes of instances as they happen", Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: completeNames(1),
 			RunE: func(cmd *cobra.Command, list []string) error { return watchInstances(cmd, &watch, list) },
 		}),
 	)
@@ -402,7 +399,7 @@ func watchInstances(cmd *cobra.Command, l *look, list []string) error {
 
 func routesCommand() *cobra.Command {
 	var l look
-	return group("routes", "Look at routes", l.flags(&cobra.Command{
+	return group("routes", "Look at routes, and write those in etcd", append(routeValues(), l.flags(&cobra.Command{
 		Use: "ls", Short: "List routes by precedence, and those that never match", Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if l.etcdctl {
@@ -423,7 +420,7 @@ func routesCommand() *cobra.Command {
 				}
 			})
 		},
-	}))
+	}))...)
 }
 
 func routeRow(w io.Writer, r balancer.Route, note string) {

@@ -7,6 +7,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -107,12 +108,12 @@ them at once. Nothing is rendered and nothing is reloaded.
   rota check rota.yaml          check a configuration
   rota status                   ask a running daemon how it is`,
 		SilenceUsage: true, SilenceErrors: true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	cmd.AddCommand(serveCommand(), devCommand(), registerCommand(), checkCommand(), statusCommand(),
 		servicesCommand(), instancesCommand(), routesCommand(), whyCommand(), eventsCommand(),
-		drainCommand(), undrainCommand(), weightCommand(), versionCommand())
+		drainCommand(), undrainCommand(), weightCommand(), policiesCommand(), planCommand(), topCommand(), configCommand(),
+		loglevelCommand(), healthcheckCommand(), versionCommand())
 	return cmd
 }
 
@@ -139,10 +140,19 @@ func group(use, short string, sub ...*cobra.Command) *cobra.Command {
 }
 
 func versionCommand() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use: "version", Short: "Print the version", Args: args(cobra.NoArgs),
-		Run: func(cmd *cobra.Command, _ []string) {
-			fmt.Fprintf(cmd.OutOrStdout(), "rota %s %s %s/%s\n", versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{
+					"version": versionText(), "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH,
+				})
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "rota %s %s %s/%s\n", versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
 		},
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print it as JSON")
+	return cmd
 }

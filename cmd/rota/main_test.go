@@ -356,6 +356,17 @@ func TestServeWithEtcd(t *testing.T) {
 	until(t, "routable", func() bool { status, _, _ := get(t, address, "web.localhost", "/"); return status == 200 })
 	until(t, "the route", func() bool { status, _, _ := get(t, address, "a.example.com", "/"); return status == 200 })
 	t.Setenv("ROTA_ADMIN_ADDRESS", admin)
+	lost, err := http.NewRequest("GET", "http://"+address+"/lost?token=canary", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost.Header.Set("X-Request-Id", "lost-1")
+	if resp, err := http.DefaultClient.Do(lost); err != nil {
+		t.Fatal(err)
+	} else {
+		resp.Body.Close()
+	}
+	route := write(t, "route.json", `{"path": "/new", "service": "web"}`)
 	for _, tc := range []struct {
 		list string
 		want []string
@@ -371,6 +382,23 @@ func TestServeWithEtcd(t *testing.T) {
 		{"routes ls", []string{"r1", "etcd", "a.example.com"}},
 		{"why http://a.example.com/x", []string{"r1 (etcd)", "yes", "answer", "of one of those marked yes"}},
 		{"why POST http://other.example.com/", []string{"404 no_route", "not r1: the host is"}},
+		{"why --request-id lost-1", []string{"404 after", "no_route", "/lost?token=REDACTED", "now"}},
+		{"top --rounds 2 -n 100ms", []string{"REQUESTS/S", "P99", "all", "web", "ready"}},
+		{"top web --rounds 1", []string{"INSTANCE", up.Listener.Addr().String()}},
+		{"top --rounds 1 -o json", []string{`"bounds"`}},
+		{"healthcheck", []string{"ready\n"}},
+		{"loglevel", []string{"info\n"}},
+		{"loglevel debug", []string{"debug\n"}},
+		{"config print --daemon", []string{"auto_routes: true"}},
+		{"plan --route r2 " + route, []string{"+ routes.r2.path: \"/new\"", "matched again"}},
+		{"routes put r2 " + route, nil},
+		{"routes put r2 " + route + " --etcdctl", []string{"etcdctl put /rota/routes/r2\n"}},
+		{"routes get r1", []string{`{"host":"a.example.com","service":"web"}`}},
+		{"routes rm r2", nil},
+		{"policies put web " + write(t, "policy.json", `{"balance": "round_robin"}`), nil},
+		{"policies rm web", nil},
+		{"__complete services get w", []string{"web\t1 of 2 can take requests\n"}},
+		{"__complete drain web a", []string{"a\t" + up.Listener.Addr().String() + " ready\n"}},
 		{"weight web a 7", []string{"done"}},
 		{"drain web a", []string{"done"}},
 		{"undrain web a", []string{"done"}},
@@ -389,6 +417,35 @@ func TestServeWithEtcd(t *testing.T) {
 			if !strings.Contains(out, want) {
 				t.Errorf("%s does not show %q:\n%s", tc.list, want, out)
 			}
+		}
+	}
+	for _, tc := range []struct {
+		list   string
+		status int
+		want   string
+	}{
+		{"plan --route r1", exitFailed, "would break"},
+		{"plan", exitUsage, "give one of"},
+		{"plan -c a --route b", exitUsage, "give one of"},
+		{"plan -c " + write(t, "broken.yaml", "rutes: []\n"), exitFailed, `did you mean "routes"`},
+		{"routes rm r1", exitFailed, "--force"},
+		{"routes rm r1 --force", 0, ""},
+		{"routes get r9", exitFailed, "r9"},
+		{"why", exitUsage, "--request-id"},
+		{"why --request-id nobody", exitFailed, "not remembered"},
+		{"loglevel loud", exitFailed, "loud"},
+		{"top nobody", exitFailed, "nobody"},
+		{"top -n 1ms", exitUsage, "100ms"},
+	} {
+		if tc.list == "plan --route r1" { // what is sampled has to be there first
+			until(t, "a plan with requests", func() bool {
+				get(t, address, "a.example.com", "/")
+				status, _, _ := command(t, "plan", "--route", "r1")
+				return status != 0
+			})
+		}
+		if status, out, errs := command(t, strings.Fields(tc.list)...); status != tc.status || !strings.Contains(errs, tc.want) {
+			t.Errorf("%s: %d %s%s", tc.list, status, out, errs)
 		}
 	}
 	watch := spawn(t, "instances", "watch", "web")
@@ -445,5 +502,34 @@ func TestDev(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(tmp, "rota-dev-*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// A configuration is begun, checked, printed and described by the verbs of config.
+func TestConfig(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "rota.yaml")
+	if status, out, errs := command(t, "config", "init", file); status != 0 || !strings.Contains(out, "rota check") {
+		t.Fatalf("init: %d %s", status, errs)
+	}
+	if status, _, errs := command(t, "config", "init", file); status != exitFailed || !strings.Contains(errs, "--force") {
+		t.Errorf("init again: %d %s", status, errs)
+	}
+	for _, list := range [][]string{{"config", "init", "--force", file}, {"check", file}} {
+		if status, _, errs := command(t, list...); status != 0 {
+			t.Errorf("%v: %d %s", list, status, errs)
+		}
+	}
+	secret := write(t, "secret.yaml", "etcd: {username: u, password: canary}\n")
+	if status, out, errs := command(t, "config", "print", secret); status != 0 || strings.Contains(out, "canary") || !strings.Contains(out, "password: (hidden)") {
+		t.Errorf("print: %d %s%s", status, out, errs)
+	}
+	if status, out, _ := command(t, "config", "schema"); status != 0 || !strings.Contains(out, "$schema") {
+		t.Errorf("schema: %d", status)
+	}
+	if status, out, _ := command(t, "version", "--json"); status != 0 || !strings.HasPrefix(out, `{"arch":`) {
+		t.Errorf("version: %d %s", status, out)
+	}
+	if status, out, _ := command(t, "completion", "bash"); status != 0 || !strings.Contains(out, "__start_rota") {
+		t.Errorf("completion: %d", status)
 	}
 }

@@ -43,7 +43,7 @@ func weightCommand() *cobra.Command {
 func overrideCommand(use string, n int, short, long string, body func(list []string) (any, error)) *cobra.Command {
 	var l look
 	return l.flags(&cobra.Command{
-		Use: use, Short: short, Long: long, Args: args(cobra.ExactArgs(n)),
+		Use: use, Short: short, Long: long, Args: args(cobra.ExactArgs(n)), ValidArgsFunction: completeNames(2),
 		RunE: func(cmd *cobra.Command, list []string) error {
 			if l.etcdctl {
 				return l.etcdctlLine(cmd.OutOrStdout(), "get", "/policies/"+list[0], false)

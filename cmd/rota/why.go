@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -16,16 +17,26 @@ func whyCommand() *cobra.Command {
 	var l look
 	var headers []string
 	var all bool
+	var id string
 	cmd := l.flags(&cobra.Command{
-		Use: "why [method] <url>", Short: "Explain where a request would go, and why not elsewhere", Args: args(cobra.RangeArgs(1, 2)),
+		Use: "why [method] <url>", Short: "Explain where a request would go, and why not elsewhere", Args: args(cobra.MaximumNArgs(2)),
 		Long: "Ask a running daemon what it would do with a request, without sending one: which route matches and why the others\n" +
-			"do not, which instances are chosen among, and what speaks against the rest.",
-		Example: "  rota why http://shop.example.com/cart/7\n  rota why POST http://shop.example.com/cart -H 'X-Beta: 1'",
+			"do not, which instances are chosen among, and what speaks against the rest. With --request-id, what became of a request\n" +
+			"that was served, too: the daemon remembers for a while those that went wrong or were slow, and a sample of the others.",
+		Example: "  rota why http://shop.example.com/cart/7\n  rota why POST http://shop.example.com/cart -H 'X-Beta: 1'\n  rota why --request-id 0193a1b2c3d4",
 		RunE: func(cmd *cobra.Command, list []string) error {
 			if l.etcdctl {
 				return l.etcdctlLine(cmd.OutOrStdout(), "get", "/", true)
 			}
-			q := url.Values{"url": {list[len(list)-1]}, "header": headers}
+			if (len(list) > 0) == (id != "") {
+				return usageError{errors.New("give a URL, or --request-id")}
+			}
+			q := url.Values{"header": headers}
+			if id != "" {
+				q.Set("request_id", id)
+			} else {
+				q.Set("url", list[len(list)-1])
+			}
 			if len(list) == 2 {
 				q.Set("method", list[0])
 			}
@@ -38,6 +49,7 @@ func whyCommand() *cobra.Command {
 		},
 	})
 	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "`name: value` of a field of the request; may be repeated")
+	cmd.Flags().StringVar(&id, "request-id", "", "`id` of a request that was served (X-Request-Id)")
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "list every route that does not match")
 	return cmd
 }
@@ -47,6 +59,22 @@ const mostLosers = 5
 
 func explain(w io.Writer, why *balancer.Why, all bool) {
 	fmt.Fprintf(w, "request\t%s http://%s%s%s\n", printable(why.Method), printable(why.Host), printable(why.Path), printable(why.Query))
+	if x := why.Exchange; x != nil {
+		answer := fmt.Sprintf("%d after %s", x.Status, short(x.Duration))
+		if x.Reason != "" {
+			answer += ": " + x.Reason
+		}
+		fmt.Fprintf(w, "was answered\t%s, at %s\n", answer, x.At.Local().Format("2006-01-02 15:04:05.000"))
+		if x.Attempts > 0 {
+			last := "no answer"
+			if x.UpstreamStatus != 0 {
+				last = fmt.Sprintf("%d after %s", x.UpstreamStatus, short(x.UpstreamTook))
+			}
+			fmt.Fprintf(w, "attempts\t%d, the last on %s: %s\n", x.Attempts, printable(x.Upstream), last)
+		}
+		fmt.Fprintf(w, "by\troute %s of the table of revision %d\n", printable(x.Route), x.Revision)
+		fmt.Fprintf(w, "\nnow\t\n")
+	}
 	switch r := why.Route; {
 	case r == nil:
 		fmt.Fprintf(w, "route\tnone: 404 no_route\n")
