@@ -19,7 +19,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -60,6 +59,8 @@ type Options struct {
 	Version string
 	// LogLevel is that of Logger, so that it can be changed through the admin API; nil is one that changes nothing.
 	LogLevel *zap.AtomicLevel
+	// LeaseTTL is how long the lease of this daemon in the registry runs, to be shown; zero is none.
+	LeaseTTL time.Duration
 	// ConfigFile is where the configuration came from, to be shown; empty is no file.
 	ConfigFile string
 	// Sockets were passed to this process; nil are none.
@@ -79,6 +80,7 @@ type Balancer struct {
 	engine   netloop.Engine
 	sockets  *listen.Sockets
 	serving  []listen.Listener
+	limits   []*listen.Limits // of those
 	certs    []*listen.Certificates
 	guard    *proxy.Guard
 	admin    net.Listener // nil when off
@@ -219,9 +221,9 @@ func (b *Balancer) bind(l config.Listener) error {
 	if door.TLS == nil && door.Proxies == nil && !door.ProxyUnix {
 		served.Handler = b.proxy
 	}
-	if l.MaxConnections > 0 || l.MaxConnectionsPerClient > 0 {
-		served.Admission = &listen.Limits{Max: l.MaxConnections, PerClient: l.MaxConnectionsPerClient}
-	}
+	limits := &listen.Limits{Max: l.MaxConnections, PerClient: l.MaxConnectionsPerClient}
+	served.Admission = limits
+	b.limits = append(b.limits, limits)
 	b.serving = append(b.serving, served)
 	return nil
 }
@@ -524,89 +526,4 @@ func (o observer) remember(r *proxy.Record) {
 		e.Upstream = r.Endpoint.Name
 	}
 	o.journal.Add(r.Loop, e, notable)
-}
-
-// sample collects the figures for a scrape.
-func (b *Balancer) sample() telemetry.Sample {
-	open, _ := b.engine.Connections()
-	s := telemetry.Sample{
-		OpenConnections: open, AccessLogDropped: b.access.Dropped(), Tunnels: b.proxy.Tunnels(), Shedding: b.guard.Shedding(),
-	}
-	files := map[string]bool{} // listeners may share one
-	for _, c := range b.certs {
-		for _, e := range c.Expiry() {
-			if files[e.File] {
-				continue
-			}
-			files[e.File] = true
-			s.Certificates = append(s.Certificates, telemetry.Certificate{File: e.File, Names: e.Name, NotAfter: e.NotAfter})
-		}
-	}
-	s.Services = append(s.Services, serviceSample(b.proxy.Unrouted()))
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	services, err := b.control.Services(ctx, "")
-	if err != nil {
-		return s
-	}
-	for _, v := range services {
-		s.Services = append(s.Services, serviceSample(v.Shared))
-		// Instances that name one address have the same labels: the one that is ready speaks for it.
-		seen := map[string]bool{}
-		slices.SortStableFunc(v.Instances, func(a, b control.Instance) int { return rank(a) - rank(b) })
-		for _, in := range v.Instances {
-			e := in.Endpoint
-			if seen[e.Name] {
-				continue
-			}
-			seen[e.Name] = true
-			u := telemetry.Upstream{Service: v.Name, Upstream: e.Name, State: string(in.Verdict.State), InFlight: e.InFlight()}
-			if st := e.PeekStats(); st != nil {
-				view := st.View()
-				u.Classes, u.Duration = view.Classes, histogram(&view.Durations)
-			}
-			s.Upstreams = append(s.Upstreams, u)
-		}
-	}
-	if b.options.Registry != nil {
-		c := b.control.Counters()
-		var relists uint64
-		c.Relists.Each(func(_ string, n uint64) { relists += n })
-		s.Registry = &telemetry.Registry{
-			Connected: c.Connected.Load(), Synced: c.Synced.Load(), Revision: c.Revision.Load(),
-			Puts: c.Puts.Load(), Deletes: c.Deletes.Load(), Resets: relists,
-			Quarantined: c.Quarantined.Load(), Doubted: c.Suspects.Load(), Brakes: c.Brakes.Load(), Panics: c.Panics.Load(), Instances: c.Instances.Load(), Tables: c.Tables.Load(),
-		}
-		if n := c.LastSync.Load(); n != 0 {
-			s.Registry.LastSync = time.Unix(0, n)
-		}
-	}
-	return s
-}
-
-func rank(in control.Instance) int {
-	if in.Ready() {
-		return 0
-	}
-	return 1
-}
-
-func serviceSample(v *pool.Service) telemetry.Service {
-	s := telemetry.Service{Name: v.Name, InFlight: v.InFlight()}
-	v.EachCount(func(c pool.Count) {
-		s.Requests = append(s.Requests, telemetry.Count{Method: c.Method, Status: c.Status, N: c.N})
-	})
-	if v.Used() {
-		t := v.Totals()
-		s.Duration = histogram(&t.Durations)
-	}
-	return s
-}
-
-func histogram(v *pool.HistogramView) telemetry.Histogram {
-	h := telemetry.Histogram{Sum: v.Sum.Seconds(), Buckets: v.Buckets[:]}
-	for _, b := range pool.Bounds {
-		h.Bounds = append(h.Bounds, b.Seconds())
-	}
-	return h
 }

@@ -132,7 +132,7 @@ func serve(cmd *cobra.Command, o *overrides) error {
 			return err
 		}
 		defer client.Close()
-		options.Registry = client
+		options.Registry, options.LeaseTTL = client, presenceTTL
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 		defer cancel()
 		go func() {

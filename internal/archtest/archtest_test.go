@@ -90,7 +90,7 @@ var table = []row{
 	},
 
 	// What looks at it, and what joins it.
-	{pkg: "balancer/internal/telemetry", outside: []string{zap, "github.com/prometheus/client_golang/..."}},
+	{pkg: "balancer/internal/telemetry", outside: []string{zap, "github.com/prometheus/client_golang/...", "github.com/prometheus/client_model/go", "google.golang.org/protobuf/..."}},
 	{pkg: "balancer/internal/journal"},
 	{
 		pkg:     "balancer/internal/admin",
@@ -103,7 +103,7 @@ var table = []row{
 	{pkg: "cmd/rota/internal/sidecar", module: []string{"registry"}, outside: []string{zap}},
 	{
 		pkg: "cmd/rota", module: []string{public, "cmd/rota/internal/sidecar"},
-		outside: []string{"github.com/spf13/cobra", retryable, "go.etcd.io/etcd/server/v3/embed", zap},
+		outside: []string{"github.com/spf13/cobra", retryable, "go.etcd.io/etcd/server/v3/embed", zap, "golang.org/x/term"},
 	},
 	{pkg: "examples/hello", module: []string{public}},
 	{pkg: "examples/flask"},

@@ -5,29 +5,41 @@ import (
 	"sync"
 )
 
-// Limits bound the open connections of a listener. Its zero value bounds nothing and costs nothing. It implements
+// Limits count the connections of a listener, and bound those that are open. Its zero value bounds nothing. It implements
 // netloop.Admission and may be used concurrently.
 type Limits struct {
 	Max, PerClient int // zero is no bound
 
 	mu      sync.Mutex
-	open    int
+	counts  Counts
 	clients map[netip.Addr]int
+}
+
+// Counts are how many connections of a listener are open, and how many were accepted, or refused for its limits.
+type Counts struct {
+	Open              int
+	Accepted, Refused uint64
+}
+
+// Counts returns what was counted.
+func (l *Limits) Counts() Counts {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.counts
 }
 
 // Admit counts a connection in, if there is room for it. The zero address, of a unix socket, counts for Max alone.
 func (l *Limits) Admit(remote netip.Addr) bool {
-	if l.Max <= 0 && l.PerClient <= 0 {
-		return true
-	}
 	client := clientOf(remote)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.Max > 0 && l.open >= l.Max {
+	if l.Max > 0 && l.counts.Open >= l.Max {
+		l.counts.Refused++
 		return false
 	}
 	if l.PerClient > 0 && client.IsValid() {
 		if l.clients[client] >= l.PerClient {
+			l.counts.Refused++
 			return false
 		}
 		if l.clients == nil {
@@ -35,19 +47,17 @@ func (l *Limits) Admit(remote netip.Addr) bool {
 		}
 		l.clients[client]++
 	}
-	l.open++
+	l.counts.Open++
+	l.counts.Accepted++
 	return true
 }
 
 // Release counts an admitted connection out.
 func (l *Limits) Release(remote netip.Addr) {
-	if l.Max <= 0 && l.PerClient <= 0 {
-		return
-	}
 	client := clientOf(remote)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.open--
+	l.counts.Open--
 	if n, ok := l.clients[client]; ok {
 		if n--; n == 0 {
 			delete(l.clients, client)

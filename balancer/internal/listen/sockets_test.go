@@ -83,11 +83,11 @@ func TestLimits(t *testing.T) {
 	for _, c := range []string{"10.0.0.1", "10.0.0.2", "2001:db8::7", "2001:db8::7"} {
 		l.Release(a(c))
 	}
-	if l.open != 0 || len(l.clients) != 0 {
-		t.Errorf("%d open, %v", l.open, l.clients)
+	if l.counts.Open != 0 || len(l.clients) != 0 {
+		t.Errorf("%d open, %v", l.counts.Open, l.clients)
 	}
 	free := new(Limits)
-	if n := testing.AllocsPerRun(10, func() { free.Admit(a("10.0.0.1")); free.Release(a("10.0.0.1")) }); n != 0 || free.open != 0 {
+	if n := testing.AllocsPerRun(10, func() { free.Admit(a("10.0.0.1")); free.Release(a("10.0.0.1")) }); n != 0 || free.counts.Open != 0 {
 		t.Error("no bound costs something")
 	}
 }

@@ -8,108 +8,97 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Histogram is a histogram with Prometheus' meaning of bounds: upper ones, inclusive, in seconds. Buckets has one more
-// element than Bounds and is not cumulative.
-type Histogram struct {
-	Bounds  []float64
-	Buckets []uint64
-	Sum     float64
+// States are the values of the label "state". What membership calls ready is up here, as elsewhere.
+var States = []string{"up", "starting", "draining", "suspect", "ejected", "down", "replaced"}
+
+// family is what there is to say of a metric. Help ends up in the exposition, Use in the documentation.
+type family struct {
+	*prometheus.Desc
+	Name, Kind, Help, Use string
+	Labels                []string
 }
 
-// Count is a number of requests by method and status.
-type Count struct {
-	Method string
-	Status int
-	N      uint64
-}
+const (
+	counter   = "counter"
+	gauge     = "gauge"
+	histogram = "histogram"
+)
 
-// Service are the figures of a service.
-type Service struct {
-	Name     string
-	InFlight int
-	Requests []Count
-	Duration Histogram
-}
+// families are all metrics of this package, in the order of the documentation.
+var families []*family
 
-// Upstream are the figures of an endpoint.
-type Upstream struct {
-	Service, Upstream, State string
-	InFlight                 int
-	// Classes are answers by class of status; index 0 counts attempts without an answer.
-	Classes  [6]uint64
-	Duration Histogram
-}
-
-// Registry are the figures of the control plane.
-type Registry struct {
-	Connected, Synced     bool
-	Revision              int64
-	Puts, Deletes, Resets uint64
-	Quarantined           int64
-	Doubted, Brakes       int64
-	Panics                int64
-	Instances             int64
-	Tables                uint64
-	LastSync              time.Time // zero when there was none
-}
-
-// Sample is everything at one moment.
-type Sample struct {
-	Services         []Service
-	Upstreams        []Upstream
-	Registry         *Registry // nil when there is none
-	OpenConnections  int
-	AccessLogDropped uint64
-	Tunnels          int
-	Shedding         bool
-	Certificates     []Certificate
-}
-
-// Certificate is one that a listener shows.
-type Certificate struct {
-	File, Names string
-	NotAfter    time.Time
-}
-
-// States are the values of the label "state".
-var States = []string{"ready", "starting", "draining", "replaced"}
-
-func desc(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc("rota_"+name, help, labels, nil)
+func define(kind, name, help, use string, labels ...string) *family {
+	f := &family{prometheus.NewDesc("rota_"+name, help, labels, nil), "rota_" + name, kind, help, use, labels}
+	families = append(families, f)
+	return f
 }
 
 var (
-	httpRequests    = desc("http_requests_total", "Requests answered, by service, status and method.", "service", "code", "method")
-	httpDuration    = desc("http_request_duration_seconds", "Time from the first byte of a request to the last of its answer.", "service")
-	httpInFlight    = desc("http_requests_in_flight", "Requests being served.", "service")
-	upRequests      = desc("upstream_requests_total", "Attempts on an upstream, by class of its answer; \"error\" is none.", "service", "upstream", "code")
-	upDuration      = desc("upstream_duration_seconds", "Time from sending a request to the head of the answer.", "service", "upstream")
-	upInFlight      = desc("upstream_in_flight", "Exchanges on an upstream.", "service", "upstream")
-	upState         = desc("upstream_state", "1 for the state an upstream is in.", "service", "upstream", "state")
-	openConnections = desc("open_connections", "Open client connections.")
-	regConnected    = desc("registry_connected", "1 while the registry is in reach.")
-	regSynced       = desc("registry_synced", "1 once a table was built from the registry.")
-	regRevision     = desc("registry_revision", "Revision of the registry that the table shows.")
-	regEvents       = desc("registry_events_total", "Changes received from the registry.", "type")
-	regRelists      = desc("registry_resets_total", "Times the whole content of the registry was received.")
-	regQuarantined  = desc("registry_quarantined", "Keys set aside because they cannot be read.")
-	regDoubted      = desc("upstreams_doubted", "Upstreams in no good condition: suspects, ejected, down, or not proven yet.")
-	regBrakes       = desc("brakes_engaged", "Services that lost many of their records at once.")
-	regPanics       = desc("panics_engaged", "Services so few of which are in a good condition that all of them get requests.")
-	regInstances    = desc("registry_instances", "Instances registered.")
-	regLastSync     = desc("registry_last_sync_timestamp_seconds", "When the registry was last heard of.")
-	tables          = desc("tables_published_total", "Tables made current.")
-	tunnels         = desc("tunnels", "Open tunnels: WebSockets and other upgraded connections.")
-	shedding        = desc("shedding", "1 while requests are refused for want of CPU or memory.")
-	certificateEnd  = desc("certificate_not_after_timestamp_seconds", "When a listener's certificate ends.", "file", "names")
-	logDropped      = desc("access_log_dropped_total", "Access log lines lost because the log was too slow.")
+	httpRequests = define(counter, "http_requests_total", "Requests answered, by service, status, method and protocol.",
+		"The rate and the errors as clients see them. What reached no service has service=\"_none\".", "service", "code", "method", "protocol")
+	httpDuration = define(histogram, "http_request_duration_seconds", "Time from the first byte of a request to the last of its answer.",
+		"Latency as clients see it; tunnels are not in it.", "service")
+	httpInFlight = define(gauge, "http_requests_in_flight", "Requests being served.", "", "service")
+	httpFailures = define(counter, "http_failures_total", "Exchanges that failed, by the reason in X-Rota-Reason.",
+		"Why an answer is not the instance's: see the table of reasons in operations.md.", "service", "reason")
+	httpBytes = define(counter, "http_bytes_total", "Bytes of requests (in) and answers (out), heads included.", "", "service", "direction")
+	overhead  = define(histogram, "proxy_overhead_seconds", "What of a request's time was not waiting for the head of the instance's answer.",
+		"Our own work, queueing, earlier attempts, and moving bodies at the client's pace.", "service")
+	retries = define(counter, "retries_total", "Attempts after the first, by why, and what became of them: answered, failed, or no_budget when there was none.",
+		"no_budget says that the service fails more than retries may mend.", "service", "reason", "outcome")
+
+	upRequests  = define(counter, "upstream_requests_total", "Attempts on an upstream, by class of its answer; \"error\" is none.", "", "service", "upstream", "code")
+	upDuration  = define(histogram, "upstream_duration_seconds", "Time from sending a request to the head of the answer.", "Which instance is slow.", "service", "upstream")
+	upInFlight  = define(gauge, "upstream_in_flight", "Exchanges on an upstream.", "", "service", "upstream")
+	upErrors    = define(counter, "upstream_errors_total", "Attempts without an answer, by reason.", "", "service", "upstream", "kind")
+	upEjections = define(counter, "ejections_total", "Times an upstream was taken out of its pool, by reason: refused, failures_in_a_row, failure_rate, flapping.",
+		"", "service", "upstream", "reason")
+	upState = define(gauge, "upstream_state", "1 for the state an upstream is in.", "Count what is up: sum by (service) (rota_upstream_state{state=\"up\"}).",
+		"service", "upstream", "state")
+	upWeight = define(gauge, "upstream_weight", "The weight that an upstream asks for.", "", "service", "upstream")
+	upInfo   = define(gauge, "upstream_info", "Always 1; the labels say what an upstream is.", "Join it to the others by service and upstream.",
+		"service", "upstream", "id", "zone", "version")
+
+	openConnections = define(gauge, "open_connections", "Open client connections.", "", "listener")
+	accepted        = define(counter, "connections_accepted_total", "Client connections accepted.", "", "listener")
+	refused         = define(counter, "connections_refused_total", "Client connections closed at once, for the listener's limits.", "", "listener")
+	tunnels         = define(gauge, "tunnels", "Open tunnels: WebSockets and other upgraded connections.", "")
+	shedding        = define(gauge, "shedding", "1 while requests are refused for want of CPU or memory.", "")
+	loopLag         = define(gauge, "loop_lag_seconds", "How long what is ready waits for its loop, at most.", "Rises when the CPU is not enough.")
+	certificateEnd  = define(gauge, "certificate_not_after_timestamp_seconds", "When a listener's certificate ends.", "", "file", "names")
+	logDropped      = define(counter, "access_log_dropped_total", "Access log lines lost because the log was too slow.", "")
+	spansDropped    = define(counter, "spans_dropped_total", "Spans lost because the collector was too slow.", "")
+
+	regConnected   = define(gauge, "registry_connected", "1 while the registry is in reach.", "0 changes nothing for requests: the last table serves.")
+	regSynced      = define(gauge, "registry_synced", "1 once a table was built from the registry.", "")
+	regRevision    = define(gauge, "registry_revision", "Revision of the registry that the table shows.", "Compare balancers with one another.")
+	regEvents      = define(counter, "registry_events_total", "Changes received from the registry.", "", "type")
+	regRelists     = define(counter, "registry_relists_total", "Times the whole content of the registry was received, by reason: start, outage, store, gap.", "", "reason")
+	regQuarantined = define(gauge, "registry_invalid_records", "Keys set aside because they cannot be read.", "rota status names them.")
+	regInstances   = define(gauge, "registry_instances", "Instances registered.", "")
+	regLastSync    = define(gauge, "registry_last_sync_timestamp_seconds", "When the registry was last heard of.", "")
+	regLease       = define(gauge, "registry_lease_ttl_seconds", "How long the daemon's own lease runs without being kept alive.", "")
+	regDoubted     = define(gauge, "upstreams_doubted", "Upstreams in no good condition: suspects, ejected, down, or not proven yet.", "")
+	regBrakes      = define(gauge, "brakes_engaged", "Services that lost many of their records at once.", "")
+	regPanics      = define(gauge, "panics_engaged", "Services so few of which are in a good condition that all of them get requests.", "")
+	tables         = define(counter, "tables_published_total", "Tables made current.", "")
+
+	configReloads = define(counter, "config_reloads_total", "Attempts to read the configuration anew, by result: ok or failed.", "", "result")
+	configGood    = define(gauge, "config_last_reload_successful", "1 unless the last attempt failed; then the old configuration serves.", "")
+	configLast    = define(gauge, "config_last_reload_success_timestamp_seconds", "When the configuration in effect was read.", "")
+
+	eventToRoute = define(histogram, "registry_event_to_route_seconds", "Time from receiving a change of the registry to the table that shows it.", "")
+	buildInfo    = define(gauge, "build_info", "Always 1; the labels say what runs.", "", "version", "goversion")
 )
 
 // Metrics serves metrics in Prometheus' formats. Use [NewMetrics].
@@ -117,20 +106,33 @@ type Metrics struct {
 	registry     *prometheus.Registry
 	source       func() Sample
 	eventToRoute prometheus.Histogram
+
+	mu       sync.Mutex
+	departed map[[2]string]*departed // upstreams that were in the last scrape, by service and name
 }
+
+// departed is an upstream that was there at the last scrape, or a while ago.
+type departed struct {
+	Upstream
+	gone time.Time // zero while it is there
+}
+
+const (
+	// grace is how long an upstream that has gone is still shown, so that its last figures are seen.
+	grace = 5 * time.Minute
+	// mostDeparted bounds how many of them are.
+	mostDeparted = 10_000
+)
 
 // NewMetrics makes metrics whose figures come from source, which is called at every scrape, perhaps concurrently.
 func NewMetrics(version string, source func() Sample) *Metrics {
-	m := &Metrics{registry: prometheus.NewRegistry(), source: source}
+	m := &Metrics{registry: prometheus.NewRegistry(), source: source, departed: map[[2]string]*departed{}}
 	m.eventToRoute = prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name:    "rota_registry_event_to_route_seconds",
-		Help:    "Time from receiving a change of the registry to the table that shows it.",
+		Name: eventToRoute.Name, Help: eventToRoute.Help, NativeHistogramBucketFactor: 1.2, NativeHistogramMaxBucketNumber: 100,
 		Buckets: []float64{.00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .1, 1},
 	})
-	build := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "rota_build_info", Help: "Always 1; the labels say what runs.",
-		ConstLabels: prometheus.Labels{"version": version, "goversion": goVersion()},
-	}, func() float64 { return 1 })
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: buildInfo.Name, Help: buildInfo.Help}, buildInfo.Labels)
+	build.WithLabelValues(label(version), goVersion()).Set(1)
 	m.registry.MustRegister(m, m.eventToRoute, build, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -146,7 +148,7 @@ func goVersion() string {
 // EventToRoute records how long a change waited for its table.
 func (m *Metrics) EventToRoute(d time.Duration) { m.eventToRoute.Observe(d.Seconds()) }
 
-// Handler serves the metrics.
+// Handler serves the metrics: as text, as OpenMetrics with exemplars, or as protobuf with native histograms.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{EnableOpenMetrics: true})
 }
@@ -154,59 +156,146 @@ func (m *Metrics) Handler() http.Handler {
 // Describe implements prometheus.Collector: the set is not fixed.
 func (m *Metrics) Describe(chan<- *prometheus.Desc) {}
 
+// sink is where a scrape goes.
+type sink chan<- prometheus.Metric
+
+func (ch sink) gauge(f *family, v float64, labels ...string) {
+	ch <- prometheus.MustNewConstMetric(f.Desc, prometheus.GaugeValue, v, bounded(labels)...)
+}
+
+func (ch sink) count(f *family, n uint64, labels ...string) {
+	ch <- prometheus.MustNewConstMetric(f.Desc, prometheus.CounterValue, float64(n), bounded(labels)...)
+}
+
+func (ch sink) histogram(f *family, h *Histogram, labels ...string) {
+	if h.Buckets != nil {
+		ch <- newHistogram(f, h, bounded(labels))
+	}
+}
+
 // Collect implements prometheus.Collector.
-func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
-	s := m.source()
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+func (m *Metrics) Collect(to chan<- prometheus.Metric) {
+	s, ch := m.source(), sink(to)
+	for i := range s.Services {
+		ch.service(&s.Services[i])
 	}
-	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	for _, u := range m.upstreams(s.Upstreams, time.Now()) {
+		ch.upstream(&u)
 	}
-	for _, v := range s.Services {
-		for _, c := range v.Requests {
-			counter(httpRequests, c.N, v.Name, strconv.Itoa(c.Status), c.Method)
-		}
-		gauge(httpInFlight, float64(v.InFlight), v.Name)
-		v.Duration.collect(ch, httpDuration, v.Name)
+	for _, l := range s.Listeners {
+		ch.gauge(openConnections, float64(l.Open), l.Address)
+		ch.count(accepted, l.Accepted, l.Address)
+		ch.count(refused, l.Refused, l.Address)
 	}
-	for _, u := range s.Upstreams {
-		for class, n := range u.Classes {
-			if n > 0 {
-				counter(upRequests, n, u.Service, u.Upstream, className(class))
-			}
-		}
-		gauge(upInFlight, float64(u.InFlight), u.Service, u.Upstream)
-		u.Duration.collect(ch, upDuration, u.Service, u.Upstream)
-		for _, state := range States {
-			gauge(upState, truth(u.State == state), u.Service, u.Upstream, state)
-		}
-	}
-	gauge(openConnections, float64(s.OpenConnections))
-	counter(logDropped, s.AccessLogDropped)
-	gauge(tunnels, float64(s.Tunnels))
-	gauge(shedding, truth(s.Shedding))
+	ch.gauge(tunnels, float64(s.Tunnels))
+	ch.gauge(shedding, truth(s.Shedding))
+	ch.gauge(loopLag, s.Lag.Seconds())
+	ch.count(logDropped, s.AccessLogDropped)
+	ch.count(spansDropped, s.SpansDropped)
 	for _, c := range s.Certificates {
-		gauge(certificateEnd, float64(c.NotAfter.Unix()), c.File, c.Names)
+		ch.gauge(certificateEnd, float64(c.NotAfter.Unix()), c.File, c.Names)
 	}
-	r := s.Registry
-	if r == nil {
-		return
+	ch.count(configReloads, s.Config.Good, "ok")
+	ch.count(configReloads, s.Config.Bad, "failed")
+	ch.gauge(configGood, truth(!s.Config.Failed))
+	if !s.Config.Last.IsZero() {
+		ch.gauge(configLast, float64(s.Config.Last.UnixNano())/1e9)
 	}
-	gauge(regConnected, truth(r.Connected))
-	gauge(regSynced, truth(r.Synced))
-	gauge(regRevision, float64(r.Revision))
-	counter(regEvents, r.Puts, "put")
-	counter(regEvents, r.Deletes, "delete")
-	counter(regRelists, r.Resets)
-	gauge(regQuarantined, float64(r.Quarantined))
-	gauge(regDoubted, float64(r.Doubted))
-	gauge(regBrakes, float64(r.Brakes))
-	gauge(regPanics, float64(r.Panics))
-	gauge(regInstances, float64(r.Instances))
-	counter(tables, r.Tables)
+	if s.Registry != nil {
+		ch.registry(s.Registry)
+	}
+}
+
+func (ch sink) service(v *Service) {
+	for _, c := range v.Requests {
+		ch.count(httpRequests, c.N, v.Name, strconv.Itoa(c.Status), c.Method, c.Protocol)
+	}
+	for _, n := range v.Failures {
+		ch.count(httpFailures, n.N, v.Name, n.Name)
+	}
+	for _, r := range v.Retries {
+		ch.count(retries, r.N, v.Name, r.Reason, r.Outcome)
+	}
+	ch.gauge(httpInFlight, float64(v.InFlight), v.Name)
+	ch.count(httpBytes, v.BytesIn, v.Name, "in")
+	ch.count(httpBytes, v.BytesOut, v.Name, "out")
+	ch.histogram(httpDuration, &v.Duration, v.Name)
+	ch.histogram(overhead, &v.Overhead, v.Name)
+}
+
+func (ch sink) upstream(u *Upstream) {
+	for class, n := range u.Classes {
+		if n > 0 {
+			ch.count(upRequests, n, u.Service, u.Upstream, className(class))
+		}
+	}
+	for _, n := range u.Errors {
+		ch.count(upErrors, n.N, u.Service, u.Upstream, n.Name)
+	}
+	for _, n := range u.Ejections {
+		ch.count(upEjections, n.N, u.Service, u.Upstream, n.Name)
+	}
+	ch.gauge(upInFlight, float64(u.InFlight), u.Service, u.Upstream)
+	ch.gauge(upWeight, float64(u.Weight), u.Service, u.Upstream)
+	ch.gauge(upInfo, 1, u.Service, u.Upstream, u.ID, u.Zone, u.Version)
+	ch.histogram(upDuration, &u.Duration, u.Service, u.Upstream)
+	state := u.State
+	if state == "ready" {
+		state = "up"
+	}
+	for _, s := range States {
+		ch.gauge(upState, truth(s == state), u.Service, u.Upstream, s)
+	}
+}
+
+// upstreams are those that are there, and those that have gone a short while ago: with their last figures, in no state.
+func (m *Metrics) upstreams(list []Upstream, now time.Time) []Upstream {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, d := range m.departed {
+		if d.gone.IsZero() {
+			d.gone = now
+		}
+	}
+	for _, u := range list {
+		m.departed[[2]string{u.Service, u.Upstream}] = &departed{Upstream: u}
+	}
+	gone := 0
+	for key, d := range m.departed {
+		if d.gone.IsZero() {
+			continue
+		}
+		if gone++; now.Sub(d.gone) > grace || gone > mostDeparted {
+			delete(m.departed, key)
+			continue
+		}
+		u := d.Upstream
+		u.State, u.InFlight = "", 0
+		list = append(list, u)
+	}
+	return list
+}
+
+func (ch sink) registry(r *Registry) {
+	ch.gauge(regConnected, truth(r.Connected))
+	ch.gauge(regSynced, truth(r.Synced))
+	ch.gauge(regRevision, float64(r.Revision))
+	ch.count(regEvents, r.Puts, "put")
+	ch.count(regEvents, r.Deletes, "delete")
+	for _, n := range r.Relists {
+		ch.count(regRelists, n.N, n.Name)
+	}
+	ch.gauge(regQuarantined, float64(r.Quarantined))
+	ch.gauge(regDoubted, float64(r.Doubted))
+	ch.gauge(regBrakes, float64(r.Brakes))
+	ch.gauge(regPanics, float64(r.Panics))
+	ch.gauge(regInstances, float64(r.Instances))
+	ch.count(tables, r.Tables)
 	if !r.LastSync.IsZero() {
-		gauge(regLastSync, float64(r.LastSync.UnixNano())/1e9)
+		ch.gauge(regLastSync, float64(r.LastSync.UnixNano())/1e9)
+	}
+	if r.LeaseTTL > 0 {
+		ch.gauge(regLease, r.LeaseTTL.Seconds())
 	}
 }
 
@@ -224,17 +313,28 @@ func truth(b bool) float64 {
 	return 0
 }
 
-func (h Histogram) collect(ch chan<- prometheus.Metric, d *prometheus.Desc, labels ...string) {
-	if h.Buckets == nil {
-		return
+// mostLabel is how long a value of a label may be.
+const mostLabel = 128
+
+func bounded(labels []string) []string {
+	for i, v := range labels {
+		labels[i] = label(v)
 	}
-	cumulative := make(map[float64]uint64, len(h.Bounds))
-	var total uint64
-	for i, n := range h.Buckets {
-		total += n
-		if i < len(h.Bounds) {
-			cumulative[h.Bounds[i]] = total
-		}
+	return labels
+}
+
+// label makes a text fit to be the value of a label: valid UTF-8 of a bounded length.
+func label(v string) string {
+	if len(v) <= mostLabel && utf8.ValidString(v) {
+		return v
 	}
-	ch <- prometheus.MustNewConstHistogram(d, total, h.Sum, cumulative, labels...)
+	v = strings.ToValidUTF8(v, "\uFFFD")
+	if len(v) <= mostLabel {
+		return v
+	}
+	end := mostLabel - len("…")
+	for !utf8.RuneStart(v[end]) {
+		end--
+	}
+	return v[:end] + "…"
 }

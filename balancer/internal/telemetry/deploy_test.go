@@ -1,0 +1,161 @@
+package telemetry
+
+import (
+	"encoding/json"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v4"
+)
+
+const deploy = "../../../deploy/"
+
+// expressions are those of the alert rules and of the dashboard, by where they stand.
+func expressions(t *testing.T) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	var rules struct {
+		Groups []struct {
+			Rules []struct {
+				Alert, Expr         string
+				Labels, Annotations map[string]string
+			}
+		}
+	}
+	text, err := os.ReadFile(deploy + "prometheus/rota.rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(text, &rules); err != nil {
+		t.Fatal(err)
+	}
+	operations, err := os.ReadFile("../../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rules.Groups[0].Rules {
+		out[r.Alert] = r.Expr
+		for _, name := range []string{"summary", "description", "runbook_url"} {
+			if r.Annotations[name] == "" {
+				t.Errorf("%s has no %s", r.Alert, name)
+			}
+		}
+		if s := r.Labels["severity"]; s != "critical" && s != "warning" {
+			t.Errorf("%s has the severity %q", r.Alert, s)
+		}
+		if want := "docs/operations.md#" + strings.ToLower(r.Alert); r.Annotations["runbook_url"] != want || !strings.Contains(string(operations), "### "+r.Alert+"\n") {
+			t.Errorf("%s: the runbook is %s, want %s and a heading there", r.Alert, r.Annotations["runbook_url"], want)
+		}
+	}
+	var board struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	if text, err = os.ReadFile(deploy + "grafana/rota.json"); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &board); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range board.Panels {
+		for _, target := range p.Targets {
+			out["panel "+p.Title+" "+target.Expr] = target.Expr
+		}
+	}
+	// The examples of the documentation.
+	if text, err = os.ReadFile("../../../docs/metrics.md"); err != nil {
+		t.Fatal(err)
+	}
+	_, examples, _ := strings.Cut(string(text), "## Questions")
+	for _, m := range regexp.MustCompile("(?m)\\| `(.+)` \\|$").FindAllStringSubmatch(examples, -1) {
+		out["docs "+m[1]] = m[1]
+	}
+	if len(out) < 50 {
+		t.Fatalf("only %d expressions", len(out))
+	}
+	return out
+}
+
+var (
+	selector = regexp.MustCompile(`\b((?:rota|process|go)_[a-z0-9_]+|up)\b(?:\{([^}]*)\})?`)
+	matcher  = regexp.MustCompile(`([a-zA-Z_]+)\s*(?:=~|!~|!=|=)`)
+	grouping = regexp.MustCompile(`\b(?:by|on|without|ignoring)\s*\(([^)]*)\)`)
+)
+
+// Every expression asks for metrics and labels that there are.
+func TestExpressions(t *testing.T) {
+	known := map[string][]string{"up": {}}
+	for _, f := range families {
+		known[f.Name] = f.Labels
+		if f.Kind == histogram {
+			known[f.Name+"_bucket"] = append(slices.Clone(f.Labels), "le")
+			known[f.Name+"_count"], known[f.Name+"_sum"] = f.Labels, f.Labels
+		}
+	}
+	var own []string
+	m := NewMetrics("test", full)
+	_, others := scrape(t, m, asProtobuf)
+	for name := range others {
+		if known[name] == nil {
+			known[name] = own
+		}
+	}
+	for where, expr := range expressions(t) {
+		labels := []string{"instance", "job"} // Prometheus' own
+		found := 0
+		for _, s := range selector.FindAllStringSubmatch(expr, -1) {
+			has, ok := known[s[1]]
+			if !ok {
+				t.Errorf("%s: there is no %s", where, s[1])
+				continue
+			}
+			found++
+			labels = append(labels, has...)
+			for _, l := range matcher.FindAllStringSubmatch(s[2], -1) {
+				if !slices.Contains(append([]string{"instance", "job"}, has...), l[1]) {
+					t.Errorf("%s: %s has no label %s", where, s[1], l[1])
+				}
+			}
+		}
+		if found == 0 {
+			t.Errorf("%s asks for nothing: %s", where, expr)
+		}
+		for _, g := range grouping.FindAllStringSubmatch(expr, -1) {
+			for _, l := range strings.Split(g[1], ",") {
+				if l = strings.TrimSpace(l); !slices.Contains(labels, l) {
+					t.Errorf("%s: nothing there has the label %s", where, l)
+				}
+			}
+		}
+	}
+}
+
+// Prometheus' own tool finds nothing wrong with the rules, nor with what is served.
+func TestPromtool(t *testing.T) {
+	tool, err := exec.LookPath("promtool")
+	if err != nil {
+		t.Skip("promtool is not there: apt install prometheus")
+	}
+	run := func(in string, list ...string) {
+		t.Helper()
+		cmd := exec.Command(tool, list...)
+		cmd.Dir = deploy + "prometheus"
+		cmd.Stdin = strings.NewReader(in)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("promtool %s: %v\n%s", strings.Join(list, " "), err, out)
+		}
+	}
+	run("", "check", "config", "prometheus.yml")
+	run("", "check", "rules", "rota.rules.yml")
+	run("", "test", "rules", "rota.rules_test.yml")
+	w := httptest.NewRecorder()
+	NewMetrics("test", full).Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	run(w.Body.String(), "check", "metrics")
+}
