@@ -453,6 +453,15 @@ func (b *Balancer) serveAdmin(ctx context.Context) {
 	}
 }
 
+// Alive reports whether the control loop and every event loop answer before ctx ends: for watchdogs.
+func (b *Balancer) Alive(ctx context.Context) error {
+	if err := b.engine.Answer(ctx); err != nil {
+		return err
+	}
+	_, err := b.control.Status(ctx)
+	return err
+}
+
 // ready reports whether the daemon takes traffic. Losing the registry after the first sync only degrades it.
 func (b *Balancer) ready() (bool, []string) {
 	c := b.control.Counters()

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/rota-lb/rota/balancer"
+	"github.com/rota-lb/rota/cmd/rota/internal/sdnotify"
 	"github.com/rota-lb/rota/config"
 	"github.com/rota-lb/rota/registry"
 	"github.com/rota-lb/rota/registry/codec"
@@ -173,6 +174,8 @@ func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logge
 	defer stop()
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx) }()
+	manager := sdnotify.FromEnv()
+	go manager.Watch(ctx, b.Alive)
 	go func() {
 		select {
 		case <-b.Opened():
@@ -182,6 +185,7 @@ func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logge
 			if a := b.AdminAddress(); a != nil {
 				log.Info("admin API", zap.String("url", "http://"+a.String()))
 			}
+			manager.Ready()
 		case <-ctx.Done():
 		}
 	}()
@@ -203,7 +207,9 @@ func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logge
 			switch {
 			case s == syscall.SIGHUP:
 				if reload != nil {
+					manager.Reloading()
 					reload(ctx)
+					manager.Ready()
 				}
 			case s == reopenSignal:
 				go b.ReopenLogs() // that waits for a line that is being written, perhaps for ever
@@ -214,6 +220,7 @@ func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logge
 			case !stopping:
 				stopping = true
 				stopped = time.Now()
+				manager.Stopping()
 				log.Info("draining; once more to stop at once", zap.Stringer("signal", s))
 				stop()
 			case time.Since(stopped) < sameSignal: // a process and its group are often signalled together

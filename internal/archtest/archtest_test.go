@@ -100,9 +100,10 @@ var table = []row{
 	{pkg: "balancer", module: []string{"balancer/...", "registry", "config"}, outside: []string{zap}},
 
 	// Programs.
+	{pkg: "cmd/rota/internal/sdnotify", outside: []string{"golang.org/x/sys/..."}},
 	{pkg: "cmd/rota/internal/sidecar", module: []string{"registry"}, outside: []string{zap}},
 	{
-		pkg: "cmd/rota", module: []string{public, "cmd/rota/internal/sidecar"},
+		pkg: "cmd/rota", module: []string{public, "cmd/rota/internal/sdnotify", "cmd/rota/internal/sidecar"},
 		outside: []string{"github.com/spf13/cobra", retryable, "go.etcd.io/etcd/server/v3/embed", zap, "golang.org/x/term"},
 	},
 	{pkg: "examples/hello", module: []string{public}},

@@ -98,6 +98,9 @@ func (e *goroutines) Connections() (open, serving int) {
 // Lag is unknown: the scheduler does not tell.
 func (e *goroutines) Lag() time.Duration { return 0 }
 
+// Answer has no loops to wait for.
+func (e *goroutines) Answer(context.Context) error { return nil }
+
 // full reports whether no more sockets may be opened, but for reserve of them.
 func (e *goroutines) full(reserve int) bool {
 	return e.Sockets > 0 && int(e.sockets.Load()) >= e.Sockets-reserve

@@ -96,6 +96,20 @@ func (e *loops) Lag() time.Duration {
 	return time.Duration(lag)
 }
 
+// Answer implements [Engine].
+func (e *loops) Answer(ctx context.Context) error {
+	for _, l := range e.all {
+		round := make(chan struct{})
+		l.Post(func() { close(round) })
+		select {
+		case <-round:
+		case <-ctx.Done():
+			return fmt.Errorf("loop %d: %w", l.index, ctx.Err())
+		}
+	}
+	return nil
+}
+
 // Listen gives the socket to one of the loops, which accepts for all: each new connection goes to the loop with the
 // fewest, so that the split does not depend on the kernel's hashing.
 func (e *loops) Listen(ln net.Listener, h Handler, a Admission) (Listener, error) {

@@ -201,6 +201,8 @@ type Engine interface {
 	Connections() (open, serving int)
 	// Lag is how long what is ready has to wait for its loop at present, at most.
 	Lag() time.Duration
+	// Answer waits until every loop has come round once, or ctx ends: then one of them is stuck, or not run.
+	Answer(ctx context.Context) error
 	// Name is Loops or Goroutines.
 	Name() string
 }

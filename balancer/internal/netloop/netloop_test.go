@@ -713,3 +713,36 @@ func TestUnknownEngine(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A loop that is stuck does not answer; the others do not hide it.
+func TestAnswer(t *testing.T) {
+	e, err := New(Options{Loops: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- e.Run(ctx) }()
+	short, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := e.Answer(short); err != nil {
+		t.Errorf("running: %v", err)
+	}
+	if l, ok := e.(interface{ stick(until <-chan struct{}) }); ok {
+		free := make(chan struct{})
+		l.stick(free)
+		moment, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+		defer cancel()
+		if err := e.Answer(moment); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("stuck: %v", err)
+		}
+		close(free)
+		if err := e.Answer(short); err != nil {
+			t.Errorf("free again: %v", err)
+		}
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}

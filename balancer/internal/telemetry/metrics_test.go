@@ -62,8 +62,8 @@ func full() Sample {
 			Classes: [6]uint64{1, 0, 5}, Errors: list, Ejections: []Named{{"refused", 1}}, Duration: h,
 		}},
 		Listeners: []Listener{{":8080", 3, 9, 1}},
-		Registry: &Registry{Connected: true, Synced: true, Revision: 9, Relists: []Named{{"start", 1}}, LastSync: time.Unix(1, 0), LeaseTTL: 5 * time.Second},
-		Config:   Config{Good: 1, Last: time.Unix(1, 0)}, Certificates: []Certificate{{"a.pem", "a.example.com", time.Unix(1, 0)}},
+		Registry:  &Registry{Connected: true, Synced: true, Revision: 9, Relists: []Named{{"start", 1}}, LastSync: time.Unix(1, 0), LeaseTTL: 5 * time.Second},
+		Config:    Config{Good: 1, Last: time.Unix(1, 0)}, Certificates: []Certificate{{"a.pem", "a.example.com", time.Unix(1, 0)}},
 	}
 }
 
