@@ -15,6 +15,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -25,7 +26,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"github.com/rota-lb/rota/balancer/internal/admin"
 	"github.com/rota-lb/rota/balancer/internal/control"
@@ -272,19 +272,41 @@ func settings(d config.Dynamic) proxy.Settings {
 	return s
 }
 
+// accessLog opens the access log; nil when it is off.
 func accessLog(cfg *config.Config) (*telemetry.AccessLog, error) {
-	loops := max(cfg.Loops, 1)
+	var out io.Writer
 	switch cfg.Log.Access {
 	case "off":
 		return nil, nil
 	case "", "stdout":
-		return telemetry.NewAccessLog(zapcore.Lock(os.Stdout), loops), nil
+		out = os.Stdout
+	case "stderr":
+		out = os.Stderr
+	default:
+		f, err := telemetry.OpenFile(cfg.Log.Access)
+		if err != nil {
+			return nil, fmt.Errorf("access log: %w", err)
+		}
+		out = f
 	}
-	f, err := telemetry.OpenFile(cfg.Log.Access)
+	log, err := telemetry.NewAccessLog(out, cfg.Loops, accessOptions(&cfg.Log))
 	if err != nil {
-		return nil, fmt.Errorf("access log: %w", err)
+		return nil, fmt.Errorf("log.format: %w", err)
 	}
-	return telemetry.NewAccessLog(f, loops), nil
+	return log, nil
+}
+
+// accessOptions are what the access log wants to know of a configuration that is valid.
+func accessOptions(l *config.Log) telemetry.AccessOptions {
+	o := telemetry.AccessOptions{Format: l.Format, Redact: l.Redact}
+	o.Filter = telemetry.Filter{MinDuration: l.Filter.MinDuration, Retried: l.Filter.Retried, Failed: l.Filter.Failed}
+	for _, text := range l.Filter.Status {
+		if r, err := config.ParseStatus(text); err == nil {
+			o.Filter.Status = append(o.Filter.Status, r)
+		}
+	}
+	o.Sample, _ = l.SampleShare()
+	return o
 }
 
 // Addresses are the bound addresses of the listeners.
@@ -331,6 +353,9 @@ func (b *Balancer) Reload(ctx context.Context, d config.Dynamic) {
 	b.reloads.failed.Store(false)
 	b.reloads.last.Store(time.Now().UnixNano())
 	b.proxy.SetSettings(settings(d))
+	if err := b.access.Set(accessOptions(&d.Log)); err != nil { // validation lets nothing through that is none
+		b.options.Logger.Error("the access log goes on as it was", zap.Error(err))
+	}
 	b.control.Reload(ctx, d)
 	for _, c := range b.certs {
 		if swapped, err := c.Reload(); swapped || err != nil {
@@ -494,8 +519,8 @@ func (o observer) Done(r *proxy.Record) {
 	}
 	a := telemetry.Access{
 		Start: r.Start, Client: r.Client, Method: r.Method, Host: r.Host, URI: r.Path, Query: r.Query,
-		UserAgent: r.UserAgent, ID: r.ID, Minor: r.Minor, Status: r.Status, UpstreamStatus: r.UpstreamStatus,
-		Attempts: r.Attempts, Size: r.BytesOut, BytesRead: r.BytesIn, Duration: r.Duration, UpstreamLatency: r.Upstream,
+		UserAgent: r.UserAgent, Referer: r.Referer, ID: r.ID, Minor: r.Minor, TLS: r.TLS, Status: r.Status, UpstreamStatus: r.UpstreamStatus,
+		Attempts: r.Attempts, Size: r.BytesOut, BodySize: max(0, r.BytesOut-r.HeadOut), BytesRead: r.BytesIn, Duration: r.Duration, UpstreamLatency: r.Upstream,
 		Reason: string(r.Reason), Flag: r.Reason.Flag(), TableRevision: r.Table.Revision,
 	}
 	if r.Route != nil {
@@ -518,7 +543,7 @@ func (o observer) remember(r *proxy.Record) {
 		return
 	}
 	e := journal.Entry{
-		At: r.Start, ID: string(r.ID), Method: string(r.Method), Host: string(r.Host), Path: string(r.Path), Query: journal.Redact(string(r.Query)),
+		At: r.Start, ID: string(r.ID), Method: string(r.Method), Host: string(r.Host), Path: string(r.Path), Query: string(telemetry.Redact(r.Query)),
 		Status: r.Status, UpstreamStatus: r.UpstreamStatus, Reason: string(r.Reason), Attempts: r.Attempts,
 		Duration: r.Duration, UpstreamTook: r.Upstream, Revision: r.Table.Revision, Sampled: sampled,
 	}

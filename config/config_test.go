@@ -115,7 +115,7 @@ log: {level: debug, access: ./access.log}
 		{Address: "127.0.0.1:9001", Weight: new(0)}, {Address: "[::1]:9001"}, {Address: "localhost:80"}}}}
 	want.AutoRoutes = true
 	want.Timeouts.IdleBody = 5 * time.Second
-	want.Log = Log{"debug", "./access.log"}
+	want.Log = Log{Level: "debug", Access: "./access.log", Format: "json"}
 	if diff := cmp.Diff(want, c); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -36,6 +36,7 @@ func (c *Config) fill() {
 	orDefault(&c.Admin.Address, "127.0.0.1:9797")
 	orDefault(&c.Log.Level, "info")
 	orDefault(&c.Log.Access, "stdout")
+	orDefault(&c.Log.Format, "json")
 	orDefault(&c.Timeouts.Connect, time.Second)
 	orDefault(&c.Timeouts.ResponseHead, 30*time.Second)
 	orDefault(&c.Timeouts.IdleBody, 60*time.Second)

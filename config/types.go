@@ -129,8 +129,27 @@ type Admin struct {
 
 // Log says what is logged and how.
 type Log struct {
-	Level  string `yaml:"level"`  // debug, info (default), warn, error
-	Access string `yaml:"access"` // "stdout" (default), "off", or a file path, reopened on SIGUSR1; JSON lines
+	Level string `yaml:"level"` // debug, info (default), warn, error
+	// Access is where the access log goes: "stdout" (default), "stderr", "off", or a file path, reopened on SIGUSR1. Unlike the rest
+	// of Log, a reload does not change it.
+	Access string `yaml:"access"`
+	// Format is that of the access log: "json" (default), "common", "combined", or a template with variables as nginx calls them.
+	Format string `yaml:"format"`
+	// Filter takes lines; what it does not take is logged only as a Sample.
+	Filter LogFilter `yaml:"filter"`
+	// Sample is the share of lines that are logged although no filter takes them: "1%". Default everything, or with a filter
+	// nothing. Failures are always logged.
+	Sample string `yaml:"sample"`
+	// Redact are names of query parameters whose values are not logged, instead of the usual ones: token, key, password ….
+	Redact []string `yaml:"redact"`
+}
+
+// LogFilter takes lines of the access log: those that any of it is true of.
+type LogFilter struct {
+	Status      []string      `yaml:"status"`       // "404", "400-499", "5xx"
+	MinDuration time.Duration `yaml:"min_duration"` // took so long or longer
+	Retried     bool          `yaml:"retried"`      // more than one attempt
+	Failed      bool          `yaml:"failed"`       // a status of 500 and more
 }
 
 // Timeouts are the defaults of every route. Zero fields take the default named here.

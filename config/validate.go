@@ -62,8 +62,7 @@ func (s *source) validate(c *Config) {
 	if c.Loops < 0 || c.Loops > maxLoops {
 		s.report("loops", fmt.Sprintf("loops must be 0 (one per CPU) to %d, not %d", maxLoops, c.Loops), "")
 	}
-	s.oneOf("log.level", c.Log.Level, levels)
-	s.access(c.Log.Access)
+	s.log(&c.Log)
 	s.retries(c.Retries, "retries")
 	s.networks("trusted_proxies", c.TrustedProxies)
 	s.networks("instance_networks", c.InstanceNetworks)
@@ -417,11 +416,11 @@ func (s *source) admin(a Admin) {
 }
 
 func (s *source) access(value string) {
-	if value == "stdout" || value == "off" || strings.ContainsAny(value, "/.") {
+	if value == "stdout" || value == "stderr" || value == "off" || strings.ContainsAny(value, "/.") {
 		return
 	}
 	hint := "for a file write ./" + value
-	if meant := near(value, []string{"stdout", "off"}); meant != "" {
+	if meant := near(value, []string{"stdout", "stderr", "off"}); meant != "" {
 		hint = fmt.Sprintf("did you mean %q? For a file write ./%s", meant, value)
 	}
 	s.report("log.access", fmt.Sprintf("access log %q is neither stdout nor off nor a path", clip(value)), hint)
@@ -553,6 +552,9 @@ func (s *source) check(v Check, path string) {
 
 // ParseStatus reads a status or a range of them, both ends included.
 func ParseStatus(text string) (r [2]int, err error) {
+	if class, ok := strings.CutSuffix(text, "xx"); ok && len(class) == 1 {
+		text = class + "00-" + class + "99"
+	}
 	from, to, ranged := strings.Cut(text, "-")
 	if !ranged {
 		to = from

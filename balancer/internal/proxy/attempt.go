@@ -249,6 +249,8 @@ func (x *exchange) relay(e *pool.Endpoint, s *pool.Settings, up netloop.Conn, bu
 	edit := http1.Edit(x.rules.Response)
 	out := http1.AppendResponse(x.scratch(), r, framing, x.req.Minor, x.keep, &edit)
 
+	x.rec.HeadOut = int64(len(out))
+
 	// The part of the body that came with the head goes out with it, in one write.
 	left, from, to := r.Length, head, n
 	started, moved := x.loop.Now(), int64(0)

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"sync"
 	"time"
 
@@ -169,6 +170,7 @@ func (x *exchange) exchange(head int) (keep bool) {
 	}
 	rec.Method, rec.Host, rec.Path, rec.Query, rec.Minor = r.Method, r.Host, r.Path, r.Query, r.Minor
 	rec.UserAgent = r.UserAgent()
+	rec.Referer, _ = r.Value("referer", 0)
 	x.keep = r.KeepAlive && !x.proxy.draining.Load()
 	x.head = head
 	x.frame()
@@ -394,6 +396,7 @@ func (x *exchange) answer(f failure) (keep bool) {
 // say ends an exchange with an answer of our own that is built in out.
 func (x *exchange) say(out []byte) (keep bool) {
 	x.out = out
+	x.rec.HeadOut = int64(max(0, bytes.Index(out, headEnd)+len(headEnd)))
 	x.conn.SetWriteDeadline(x.loop.Now().Add(x.timeouts.IdleBody))
 	n, err := x.conn.Write(out)
 	x.rec.BytesOut += int64(n)
@@ -406,6 +409,8 @@ func (x *exchange) say(out []byte) (keep bool) {
 	}
 	return x.keep
 }
+
+var headEnd = []byte("\r\n\r\n")
 
 // done completes the record and hands it out.
 func (x *exchange) done() {

@@ -106,7 +106,7 @@ type Record struct {
 
 	Method, Host, Path, Query []byte // empty when the head was refused before they were known
 	Minor                     int
-	UserAgent                 []byte
+	UserAgent, Referer        []byte
 	ID                        []byte // of the request; empty when there is none
 
 	Route    *route.Route   // nil when none matched
@@ -122,6 +122,7 @@ type Record struct {
 	UpstreamStatus int
 	BytesIn        int64         // of request bodies, and heads; of a tunnel, what the client has sent
 	BytesOut       int64         // heads and bodies sent to the client
+	HeadOut        int64         // of that, the final head
 	Upstream       time.Duration // of the last attempt, to the response head
 	Duration       time.Duration
 }

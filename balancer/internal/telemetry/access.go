@@ -2,27 +2,28 @@ package telemetry
 
 import (
 	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 )
 
 // Access is one line of the access log. The byte slices are copied by [AccessLog.Log].
 type Access struct {
 	Start                     time.Time
 	Client                    netip.AddrPort
-	Method, Host, URI, Query  []byte
-	UserAgent, ID             []byte
+	Method, Host, URI, Query  []byte // Query with its "?"
+	UserAgent, Referer, ID    []byte
 	Minor                     int
+	TLS                       bool
 	Route, Service, Upstream  string
-	Reason, Flag              string
+	Reason, Flag, Trace       string
 	Status, UpstreamStatus    int
 	Attempts                  int
-	Size, BytesRead           int64
+	Size, BodySize, BytesRead int64 // sent with heads, without them, read
 	Duration, UpstreamLatency time.Duration
 	TableRevision             int64
 }
@@ -32,15 +33,55 @@ const (
 	flushEach = 50 * time.Millisecond
 )
 
+// AccessOptions say what is logged, and how.
+type AccessOptions struct {
+	// Format is json, common, combined, or a template; see [CheckFormat]. Empty is json.
+	Format string
+	Filter Filter
+	// Sample is the share of the lines that no filter takes and that are logged all the same. Failures always are.
+	Sample float64
+	// Redact are the names of query parameters whose values are nobody's business; nil are [DefaultRedact].
+	Redact []string
+}
+
+// Filter takes lines: those that any of its conditions is true of. The zero value takes none.
+type Filter struct {
+	Status      [][2]int // ranges, ends included
+	MinDuration time.Duration
+	Retried     bool
+	Failed      bool
+}
+
+func (f *Filter) takes(l *Access) bool {
+	switch {
+	case f.MinDuration > 0 && l.Duration >= f.MinDuration, f.Retried && l.Attempts > 1, f.Failed && (l.Reason != "" || l.Status >= 500):
+		return true
+	}
+	for _, r := range f.Status {
+		if l.Status >= r[0] && l.Status <= r[1] {
+			return true
+		}
+	}
+	return false
+}
+
 // AccessLog writes access log lines away from the loops that produce them: a loop copies the line into its own ring, and
 // one goroutine writes them out. When the log is slower than the traffic, lines are dropped and counted; a request never
 // waits. Use [NewAccessLog]; a nil *AccessLog logs nothing.
 type AccessLog struct {
-	out     *zap.Logger
-	file    *File // nil when it is none
+	to      io.Writer
+	style   atomic.Pointer[style]
 	shards  []*shard
 	dropped atomic.Uint64
 	wake    chan struct{}
+	out     []byte // of the goroutine that writes
+}
+
+// style is what a log was asked for last.
+type style struct {
+	AccessOptions
+	format format
+	redact redactor
 }
 
 type shard struct {
@@ -55,28 +96,41 @@ type batch struct {
 	text  []byte
 }
 
-// NewAccessLog makes a log for a number of loops. w must be safe for one goroutine; it is synced when Run ends.
-func NewAccessLog(w zapcore.WriteSyncer, loops int) *AccessLog {
-	enc := zapcore.EncoderConfig{
-		TimeKey: "ts", LevelKey: "level", NameKey: "logger", MessageKey: "msg",
-		EncodeLevel: zapcore.LowercaseLevelEncoder, EncodeTime: zapcore.EpochTimeEncoder,
-		EncodeDuration: zapcore.SecondsDurationEncoder,
-	}
-	core := zapcore.NewCore(zapcore.NewJSONEncoder(enc), w, zapcore.InfoLevel)
-	file, _ := w.(*File)
-	a := &AccessLog{file: file, out: zap.New(core).Named("http.log.access"), wake: make(chan struct{}, 1)}
-	for range loops {
+// NewAccessLog makes a log for a number of loops. It writes to out from one goroutine; a [File] can be opened anew. An error is
+// about the format.
+func NewAccessLog(out io.Writer, loops int, o AccessOptions) (*AccessLog, error) {
+	a := &AccessLog{to: out, wake: make(chan struct{}, 1)}
+	for range max(loops, 1) {
 		a.shards = append(a.shards, &shard{fill: &batch{}, idle: &batch{}})
 	}
-	return a
+	return a, a.Set(o)
+}
+
+// Set changes what is logged, and how, for lines that come from now on. An error is about the format, and changes nothing.
+func (a *AccessLog) Set(o AccessOptions) error {
+	if a == nil {
+		return nil
+	}
+	f, err := parseFormat(o.Format)
+	if err != nil {
+		return err
+	}
+	if o.Redact == nil {
+		o.Redact = DefaultRedact
+	}
+	a.style.Store(&style{o, f, newRedactor(o.Redact)})
+	return nil
 }
 
 // Reopen opens the file anew, if the log goes to a [File].
 func (a *AccessLog) Reopen() error {
-	if a == nil || a.file == nil {
+	if a == nil {
 		return nil
 	}
-	return a.file.Reopen()
+	if f, ok := a.to.(*File); ok {
+		return f.Reopen()
+	}
+	return nil
 }
 
 // Dropped is the number of lines lost.
@@ -92,6 +146,10 @@ func (a *AccessLog) Log(loop int, line *Access) {
 	if a == nil {
 		return
 	}
+	o := a.style.Load()
+	if line.Reason == "" && o.Sample < 1 && !o.Filter.takes(line) && rand.Float64() >= o.Sample {
+		return
+	}
 	s := a.shards[loop%len(a.shards)]
 	s.mu.Lock()
 	b := s.fill
@@ -100,10 +158,11 @@ func (a *AccessLog) Log(loop int, line *Access) {
 		a.dropped.Add(1)
 		return
 	}
-	c := *line
-	c.Method, c.Host, c.URI = b.keep(c.Method), b.keep(c.Host), b.keep(c.URI)
-	c.Query, c.UserAgent, c.ID = b.keep(c.Query), b.keep(c.UserAgent), b.keep(c.ID)
-	b.lines = append(b.lines, c)
+	b.lines = append(b.lines, *line)
+	c := &b.lines[len(b.lines)-1]
+	for _, v := range []*[]byte{&c.Method, &c.Host, &c.URI, &c.Query, &c.UserAgent, &c.Referer, &c.ID} {
+		*v = b.keep(*v)
+	}
 	half := len(b.lines) == ringLines/2
 	s.mu.Unlock()
 	if half {
@@ -131,27 +190,38 @@ func (a *AccessLog) Run(ctx context.Context) error {
 	}
 	tick := time.NewTicker(flushEach)
 	defer tick.Stop()
-	for ctx.Err() == nil {
+	for ended := false; !ended; a.flush() {
 		select {
 		case <-ctx.Done():
+			ended = true
 		case <-tick.C:
 		case <-a.wake:
 		}
-		a.flush()
 	}
-	a.out.Sync()
+	if f, ok := a.to.(interface{ Sync() error }); ok {
+		f.Sync()
+	}
 	return nil
 }
 
+// writeFrom is how many bytes are written at a time, or a few more.
+const writeFrom = 64 << 10
+
 func (a *AccessLog) flush() {
+	style := a.style.Load()
 	for _, s := range a.shards {
 		s.mu.Lock()
 		b := s.fill
 		s.fill, s.idle = s.idle, nil
 		s.mu.Unlock()
 		for i := range b.lines {
-			a.write(&b.lines[i])
+			l := &b.lines[i]
+			l.Query, l.Referer = style.redact.query(l.Query), style.redact.query(l.Referer)
+			if a.out = append(style.format(a.out, l), '\n'); len(a.out) >= writeFrom {
+				a.write()
+			}
 		}
+		a.write()
 		clear(b.lines)
 		b.lines = b.lines[:0]
 		if b.text = b.text[:0]; cap(b.text) > 4<<20 {
@@ -163,51 +233,32 @@ func (a *AccessLog) flush() {
 	}
 }
 
-// write names the fields: Caddy's where Caddy has them.
-func (a *AccessLog) write(l *Access) {
-	msg := a.out.Check(zapcore.InfoLevel, "handled request")
-	msg.Time = l.Start.Add(l.Duration)
-	fields := []zap.Field{
-		zap.Object("request", requestFields{l}),
-		zap.Int64("bytes_read", l.BytesRead), zap.Duration("duration", l.Duration),
-		zap.Int64("size", l.Size), zap.Int("status", l.Status),
+// write writes what is formatted. What cannot be written is lost: there is nobody to tell but the log.
+func (a *AccessLog) write() {
+	if len(a.out) > 0 {
+		a.to.Write(a.out)
+		a.out = a.out[:0]
 	}
-	text := func(key, v string) {
-		if v != "" {
-			fields = append(fields, zap.String(key, v))
-		}
-	}
-	text("request_id", string(l.ID))
-	text("route", l.Route)
-	text("service", l.Service)
-	text("upstream", l.Upstream)
-	if l.Attempts > 0 {
-		fields = append(fields, zap.Int("attempts", l.Attempts))
-	}
-	if l.UpstreamStatus != 0 {
-		fields = append(fields, zap.Int("upstream_status", l.UpstreamStatus), zap.Duration("upstream_duration", l.UpstreamLatency))
-	}
-	text("reason", l.Reason)
-	text("flag", l.Flag)
-	fields = append(fields, zap.Int64("table_revision", l.TableRevision))
-	msg.Write(fields...)
 }
 
-type requestFields struct{ *Access }
+// CheckFormat says what is wrong with a format: json, common, combined, or a template with variables.
+func CheckFormat(text string) error {
+	_, err := parseFormat(text)
+	return err
+}
 
-func (l requestFields) MarshalLogObject(e zapcore.ObjectEncoder) error {
-	if l.Client.IsValid() {
-		ip := l.Client.Addr().String()
-		e.AddString("remote_ip", ip)
-		e.AddUint16("remote_port", l.Client.Port())
-		e.AddString("client_ip", ip)
+func parseFormat(text string) (format, error) {
+	switch text {
+	case "", "json":
+		return appendJSON, nil
+	case "common":
+		return parseTemplate(commonFormat)
+	case "combined":
+		return parseTemplate(combinedFormat)
 	}
-	e.AddString("proto", [...]string{"HTTP/1.0", "HTTP/1.1"}[l.Minor&1])
-	e.AddByteString("method", l.Method)
-	e.AddByteString("host", l.Host)
-	e.AddByteString("uri", append(l.URI[:len(l.URI):len(l.URI)], l.Query...))
-	if len(l.UserAgent) > 0 {
-		e.AddByteString("user_agent", l.UserAgent)
+	f, err := parseTemplate(text)
+	if err != nil {
+		return nil, fmt.Errorf("%w: use json, common, combined, or a template with variables such as $status", err)
 	}
-	return nil
+	return f, nil
 }

@@ -1,0 +1,232 @@
+package telemetry
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func line() *Access {
+	return &Access{
+		Start: time.Date(2026, 1, 2, 3, 4, 5, 678_000_000, time.UTC), Client: netip.MustParseAddrPort("192.0.2.7:4711"), Method: []byte("GET"),
+		Host: []byte("shop.example.com"), URI: []byte("/cart/7"), Query: []byte("?a=1"), UserAgent: []byte(`curl/8 "x"`), Referer: []byte("http://a/?token=s3cret"),
+		ID: []byte("id-1"), Minor: 1, Route: "cart", Service: "cart", Upstream: "10.0.0.1:80", Status: 200, UpstreamStatus: 200, Attempts: 1,
+		Size: 1234, BodySize: 1000, BytesRead: 99, Duration: 12345 * time.Microsecond, UpstreamLatency: 10 * time.Millisecond, TableRevision: 42,
+	}
+}
+
+// logged is what a log writes of lines.
+func logged(t *testing.T, o AccessOptions, lines ...*Access) string {
+	t.Helper()
+	var out bytes.Buffer
+	if o.Sample == 0 && len(o.Filter.Status) == 0 && o.Filter.MinDuration == 0 && !o.Filter.Retried && !o.Filter.Failed {
+		o.Sample = 1
+	}
+	a, err := NewAccessLog(&out, 1, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range lines {
+		a.Log(0, l)
+	}
+	a.flush()
+	return out.String()
+}
+
+func TestFormats(t *testing.T) {
+	for format, want := range map[string]string{
+		"common":   `192.0.2.7 - - [02/Jan/2026:03:04:05 +0000] "GET /cart/7?a=1 HTTP/1.1" 200 1000`,
+		"combined": `192.0.2.7 - - [02/Jan/2026:03:04:05 +0000] "GET /cart/7?a=1 HTTP/1.1" 200 1000 "http://a/?token=REDACTED" "curl/8 \x22x\x22"`,
+		"$request_method ${uri}[$args] $$1 $request_time $upstream_addr $upstream_response_time $service/$route $reason $bytes_sent $msec $scheme": `GET /cart/7[a=1] $1 0.012 10.0.0.1:80 0.010 cart/cart - 1234 1767323045.690 http`,
+	} {
+		if got := logged(t, AccessOptions{Format: format}, line()); got != want+"\n" {
+			t.Errorf("%s:\n%s, want\n%s", format, got, want)
+		}
+	}
+	var v struct {
+		Ts      float64
+		Request map[string]any
+		Size    int
+		Status  int
+		Flag    string
+		TraceID string  `json:"trace_id"`
+		Up      float64 `json:"upstream_duration"`
+		Over    float64 `json:"overhead"`
+	}
+	l := line()
+	l.Flag, l.Reason, l.Trace = "UH", "no_healthy_upstream", "abc"
+	text := logged(t, AccessOptions{}, l)
+	if err := json.Unmarshal([]byte(text), &v); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	if v.Ts != 1767323045.690345 || v.Request["uri"] != "/cart/7?a=1" || v.Request["client_ip"] != "192.0.2.7" || v.Request["user_agent"] != `curl/8 "x"` ||
+		v.Size != 1234 || v.Flag != "UH" || v.Up != 0.01 || v.Over != 0.002345 || v.TraceID != "abc" || strings.Contains(text, "s3cret") {
+		t.Errorf("json: %s", text)
+	}
+	for _, bad := range []string{"jsn", "$stats", "${status", "plain", "$status\n"} {
+		if err := CheckFormat(bad); err == nil {
+			t.Errorf("%q is a format", bad)
+		}
+	}
+	// Every variable alone, of an empty line as well.
+	for _, name := range Variables() {
+		if got := logged(t, AccessOptions{Format: "$" + name}, line(), &Access{}); strings.Count(got, "\n") != 2 || strings.HasPrefix(got, "\n") || strings.Contains(got, "\n\n") {
+			t.Errorf("$%s: %q", name, got)
+		}
+	}
+}
+
+func TestFilter(t *testing.T) {
+	ok, missing, slow, retried, failed := line(), line(), line(), line(), line()
+	missing.Status, slow.Duration, retried.Attempts = 404, time.Second, 2
+	failed.Status, failed.Reason = 400, "bad_request"
+	for name, c := range map[string]struct {
+		o    AccessOptions
+		want int
+	}{
+		"everything": {AccessOptions{Sample: 1}, 5},
+		"status":     {AccessOptions{Filter: Filter{Status: [][2]int{{404, 404}, {500, 599}}}}, 2},
+		"slow":       {AccessOptions{Filter: Filter{MinDuration: time.Second}}, 2},
+		"retried":    {AccessOptions{Filter: Filter{Retried: true}}, 2},
+		"failed":     {AccessOptions{Filter: Filter{Failed: true}}, 1},
+		"any":        {AccessOptions{Filter: Filter{Retried: true, MinDuration: time.Second}}, 3},
+		"next to no": {AccessOptions{Sample: 1e-18}, 1},
+	} {
+		if got := strings.Count(logged(t, c.o, ok, missing, slow, retried, failed), "\n"); got != c.want {
+			t.Errorf("%s: %d lines", name, got)
+		}
+	}
+	many := make([]*Access, 4000)
+	for i := range many {
+		many[i] = ok
+	}
+	if n := strings.Count(logged(t, AccessOptions{Sample: 0.25}, many...), "\n"); n < 800 || n > 1200 { // 7 standard deviations
+		t.Errorf("a quarter of 4000 are %d", n)
+	}
+}
+
+func TestRedact(t *testing.T) {
+	for query, want := range map[string]string{
+		"": "", "?a=1&b=2": "?a=1&b=2", "?token=x": "?token=REDACTED", "?a=1&Access_Token=x&b=2": "?a=1&Access_Token=REDACTED&b=2",
+		"?api_key=x&sig=y&monkey=z": "?api_key=REDACTED&sig=REDACTED&monkey=z", "?password": "?password", "?q=token": "?q=token",
+		"?authx=a=b&x=1": "?authx=a=b&x=1", "?auth=a=b&x=1": "?auth=REDACTED&x=1", "?tok%65n=x": "?tok%65n=REDACTED", "?key=": "?key=",
+		"?x-key=1&keys=2": "?x-key=REDACTED&keys=2", "https://a/b?code=1": "https://a/b?code=REDACTED", "/code=1": "/code=1",
+	} {
+		if got := string(Redact([]byte(query))); got != want {
+			t.Errorf("%s: %s, want %s", query, got, want)
+		}
+	}
+	l := line()
+	l.Query = []byte("?mine=1&token=2")
+	if got := logged(t, AccessOptions{Format: "$args", Redact: []string{"mine"}}, l); got != "mine=REDACTED&token=2\n" {
+		t.Errorf("names of one's own: %s", got)
+	}
+}
+
+// A log that is slower than the traffic loses lines and says how many; nobody waits for it.
+func TestDropped(t *testing.T) {
+	var out bytes.Buffer
+	a, err := NewAccessLog(&out, 1, AccessOptions{Sample: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range ringLines + 100 { // nobody writes
+		a.Log(0, line())
+	}
+	if n := a.Dropped(); n != 100 {
+		t.Errorf("%d dropped", n)
+	}
+	a.flush()
+	if n := bytes.Count(out.Bytes(), []byte("\n")); n != ringLines {
+		t.Errorf("%d lines", n)
+	}
+	var none *AccessLog
+	none.Log(0, line())
+	if none.Dropped() != 0 || none.Reopen() != nil || none.Run(t.Context()) != nil {
+		t.Error("no log does something")
+	}
+}
+
+// A file that was moved away is begun anew, and no line is lost.
+func TestReopen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "access.log")
+	f, err := OpenFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := NewAccessLog(f, 2, AccessOptions{Sample: 1, Format: "$request_id"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { a.Run(ctx) })
+	const n = 2000
+	for i := range n {
+		l := line()
+		l.ID = fmt.Append(nil, i)
+		a.Log(i, l)
+		if i == n/2 {
+			if err := os.Rename(path, path+".1"); err != nil {
+				t.Fatal(err)
+			}
+			if err := a.Reopen(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	cancel()
+	wg.Wait()
+	seen := map[string]bool{}
+	for _, name := range []string{path, path + ".1"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range strings.Fields(string(text)) {
+			seen[id] = true
+		}
+	}
+	if len(seen) != n {
+		t.Errorf("%d of %d lines", len(seen), n)
+	}
+}
+
+var ncsa = regexp.MustCompile(`^\S+ - - \[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] "([^"\\]|\\x[0-9A-F]{2})*" \d{1,4} -?\d+ "([^"\\]|\\x[0-9A-F]{2})*" "([^"\\]|\\x[0-9A-F]{2})*"$`)
+
+// Whatever a request holds, a line of the log is one line that its readers can read.
+func FuzzLine(f *testing.F) {
+	f.Add("GET", "/a", "?b", "curl", "ref", "host", 200)
+	f.Add("GET", "/\" 200 1\n127.0.0.1 - -", "?\x00\xff\u202e", "a\\\"", "\u2028", "h\r\n", 404)
+	f.Fuzz(func(t *testing.T, method, uri, query, agent, referer, host string, status int) {
+		l := line()
+		l.Method, l.URI, l.Query, l.UserAgent, l.Referer, l.Host = []byte(method), []byte(uri), []byte(query), []byte(agent), []byte(referer), []byte(host)
+		l.Status = min(max(status, 0), 9999)
+		text := strings.TrimSuffix(logged(t, AccessOptions{Format: "combined"}, l), "\n")
+		if !ncsa.MatchString(text) {
+			t.Errorf("combined: %q", text)
+		}
+		text = strings.TrimSuffix(logged(t, AccessOptions{}, l), "\n")
+		var v map[string]any
+		if err := json.Unmarshal([]byte(text), &v); err != nil || strings.ContainsAny(text, "\n\r\x00\u202e\u2028") {
+			t.Errorf("json: %v %q", err, text)
+		}
+	})
+}
+
+func BenchmarkJSON(b *testing.B) {
+	l, out := line(), []byte(nil)
+	b.ReportAllocs()
+	for b.Loop() {
+		out = appendJSON(out[:0], l)
+	}
+}

@@ -1,0 +1,304 @@
+package telemetry
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// format appends a line, without its end.
+type format func(out []byte, l *Access) []byte
+
+// The formats that NCSA's httpd had, and every log analyser knows.
+const (
+	commonFormat   = `$remote_addr - - [$time_local] "$request" $status $body_bytes_sent`
+	combinedFormat = commonFormat + ` "$http_referer" "$http_user_agent"`
+)
+
+// variables are those of templates, as nginx calls them, and ours. Text is escaped, so that nothing of a request can end a field or
+// a line; what is not there is "-".
+var variables = map[string]format{
+	"remote_addr":            func(out []byte, l *Access) []byte { return appendAddr(out, l, "-") },
+	"remote_port":            func(out []byte, l *Access) []byte { return strconv.AppendUint(out, uint64(l.Client.Port()), 10) },
+	"remote_user":            func(out []byte, _ *Access) []byte { return append(out, '-') },
+	"time_local":             func(out []byte, l *Access) []byte { return l.end().AppendFormat(out, "02/Jan/2006:15:04:05 -0700") },
+	"time_iso8601":           func(out []byte, l *Access) []byte { return l.end().AppendFormat(out, time.RFC3339) },
+	"msec":                   func(out []byte, l *Access) []byte { return appendSeconds(out, time.Duration(l.end().UnixNano()), 3) },
+	"request":                appendRequest,
+	"request_method":         func(out []byte, l *Access) []byte { return appendText(out, l.Method) },
+	"request_uri":            func(out []byte, l *Access) []byte { return appendText(appendText(out, l.URI), l.Query) },
+	"uri":                    func(out []byte, l *Access) []byte { return appendText(out, l.URI) },
+	"args":                   func(out []byte, l *Access) []byte { return appendText(out, trimMark(l.Query)) },
+	"host":                   func(out []byte, l *Access) []byte { return appendText(out, l.Host) },
+	"scheme":                 func(out []byte, l *Access) []byte { return append(out, l.scheme()...) },
+	"status":                 func(out []byte, l *Access) []byte { return strconv.AppendInt(out, int64(l.Status), 10) },
+	"body_bytes_sent":        func(out []byte, l *Access) []byte { return strconv.AppendInt(out, l.BodySize, 10) },
+	"bytes_sent":             func(out []byte, l *Access) []byte { return strconv.AppendInt(out, l.Size, 10) },
+	"request_length":         func(out []byte, l *Access) []byte { return strconv.AppendInt(out, l.BytesRead, 10) },
+	"request_time":           func(out []byte, l *Access) []byte { return appendSeconds(out, l.Duration, 3) },
+	"upstream_addr":          func(out []byte, l *Access) []byte { return appendText(out, []byte(l.Upstream)) },
+	"upstream_status":        appendUpstreamStatus,
+	"upstream_response_time": appendUpstreamTime,
+	"http_user_agent":        func(out []byte, l *Access) []byte { return appendText(out, l.UserAgent) },
+	"http_referer":           func(out []byte, l *Access) []byte { return appendText(out, l.Referer) },
+	"request_id":             func(out []byte, l *Access) []byte { return appendText(out, l.ID) },
+	"trace_id":               func(out []byte, l *Access) []byte { return appendText(out, []byte(l.Trace)) },
+	"server_protocol":        func(out []byte, l *Access) []byte { return append(out, l.proto()...) },
+	"service":                func(out []byte, l *Access) []byte { return appendText(out, []byte(l.Service)) },
+	"route":                  func(out []byte, l *Access) []byte { return appendText(out, []byte(l.Route)) },
+	"reason":                 func(out []byte, l *Access) []byte { return appendText(out, []byte(l.Reason)) },
+	"flag":                   func(out []byte, l *Access) []byte { return appendText(out, []byte(l.Flag)) },
+	"attempts":               func(out []byte, l *Access) []byte { return strconv.AppendInt(out, int64(l.Attempts), 10) },
+	"table_revision":         func(out []byte, l *Access) []byte { return strconv.AppendInt(out, l.TableRevision, 10) },
+}
+
+// Variables are the names that templates know, sorted.
+func Variables() []string { return slices.Sorted(maps.Keys(variables)) }
+
+// errNoVariable says that a template is no format.
+var errNoVariable = errors.New("it names no variable")
+
+// parseTemplate reads a template: text with $variable or ${variable}; "$$" is a dollar.
+func parseTemplate(text string) (format, error) {
+	var parts []format
+	literal := func(s string) {
+		if s != "" {
+			parts = append(parts, func(out []byte, _ *Access) []byte { return append(out, s...) })
+		}
+	}
+	named := 0
+	for i := strings.IndexByte(text, '$'); i >= 0; i = strings.IndexByte(text, '$') {
+		literal(text[:i])
+		text = text[i+1:]
+		if rest, ok := strings.CutPrefix(text, "$"); ok {
+			literal("$")
+			text = rest
+			continue
+		}
+		name, rest := "", ""
+		if inner, ok := strings.CutPrefix(text, "{"); ok {
+			if name, rest, ok = strings.Cut(inner, "}"); !ok {
+				return nil, fmt.Errorf("${%s has no end", inner)
+			}
+		} else {
+			end := 0
+			for end < len(text) && (text[end] == '_' || text[end] >= 'a' && text[end] <= 'z' || text[end] >= '0' && text[end] <= '9') {
+				end++
+			}
+			name, rest = text[:end], text[end:]
+		}
+		v := variables[name]
+		if v == nil {
+			return nil, fmt.Errorf("there is no variable $%s; there are $%s", name, strings.Join(Variables(), " $"))
+		}
+		parts = append(parts, v)
+		named++
+		text = rest
+	}
+	if literal(text); named == 0 {
+		return nil, errNoVariable
+	}
+	if strings.ContainsAny(text, "\r\n") {
+		return nil, errors.New("a line break has no place in a line")
+	}
+	return func(out []byte, l *Access) []byte {
+		for _, p := range parts {
+			out = p(out, l)
+		}
+		return out
+	}, nil
+}
+
+func (l *Access) end() time.Time { return l.Start.Add(l.Duration) }
+
+func (l *Access) proto() string { return [...]string{"HTTP/1.0", "HTTP/1.1"}[l.Minor&1] }
+
+func (l *Access) scheme() string {
+	if l.TLS {
+		return "https"
+	}
+	return "http"
+}
+
+func appendAddr(out []byte, l *Access, none string) []byte {
+	if !l.Client.Addr().IsValid() {
+		return append(out, none...)
+	}
+	return l.Client.Addr().AppendTo(out)
+}
+
+func appendRequest(out []byte, l *Access) []byte {
+	if len(l.Method) == 0 {
+		return append(out, '-')
+	}
+	out = append(appendText(out, l.Method), ' ')
+	out = appendText(out, l.URI)
+	if len(l.Query) > 0 {
+		out = appendText(out, l.Query)
+	}
+	return append(append(out, ' '), l.proto()...)
+}
+
+func appendUpstreamStatus(out []byte, l *Access) []byte {
+	if l.UpstreamStatus == 0 {
+		return append(out, '-')
+	}
+	return strconv.AppendInt(out, int64(l.UpstreamStatus), 10)
+}
+
+func appendUpstreamTime(out []byte, l *Access) []byte {
+	if l.UpstreamStatus == 0 {
+		return append(out, '-')
+	}
+	return appendSeconds(out, l.UpstreamLatency, 3)
+}
+
+// appendSeconds writes seconds with so many digits behind the point.
+func appendSeconds(out []byte, d time.Duration, digits int) []byte {
+	return strconv.AppendFloat(out, d.Seconds(), 'f', digits, 64)
+}
+
+func trimMark(query []byte) []byte {
+	if len(query) > 0 && query[0] == '?' {
+		return query[1:]
+	}
+	return query
+}
+
+const hexDigits = "0123456789ABCDEF"
+
+// appendText writes text as nginx does: quotes, backslashes and whatever is not printable ASCII as \xHH; nothing as "-".
+func appendText(out, text []byte) []byte {
+	if len(text) == 0 {
+		return append(out, '-')
+	}
+	for _, c := range text {
+		if c < ' ' || c >= 0x7f || c == '"' || c == '\\' {
+			out = append(out, '\\', 'x', hexDigits[c>>4], hexDigits[c&15])
+			continue
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// appendJSON names the fields: Caddy's where Caddy has them.
+func appendJSON(out []byte, l *Access) []byte {
+	end := l.end()
+	out = append(out, `{"level":"info","ts":`...)
+	out = strconv.AppendInt(out, end.Unix(), 10)
+	out = append(out, '.')
+	micros := end.Nanosecond() / 1000
+	for unit := 100_000; unit > 0; unit /= 10 {
+		out = append(out, byte('0'+micros/unit%10))
+	}
+	out = append(out, `,"logger":"http.log.access","msg":"handled request","request":{`...)
+	if l.Client.IsValid() || l.Client.Addr().IsValid() {
+		out = append(out, `"remote_ip":"`...)
+		out = appendAddr(out, l, "")
+		out = append(out, `","remote_port":`...)
+		out = strconv.AppendUint(out, uint64(l.Client.Port()), 10)
+		out = append(out, `,"client_ip":"`...)
+		out = appendAddr(out, l, "")
+		out = append(out, `",`...)
+	}
+	out = append(out, `"proto":"`...)
+	out = append(out, l.proto()...)
+	out = append(out, '"')
+	out = appendField(out, "method", l.Method)
+	out = appendField(out, "host", l.Host)
+	out = append(out, `,"uri":"`...)
+	out = appendString(appendString(out, l.URI), l.Query)
+	out = append(out, '"')
+	if len(l.UserAgent) > 0 {
+		out = appendField(out, "user_agent", l.UserAgent)
+	}
+	if len(l.Referer) > 0 {
+		out = appendField(out, "referer", l.Referer)
+	}
+	if l.TLS {
+		out = append(out, `,"tls":true`...)
+	}
+	out = append(out, '}')
+	out = appendNumber(out, "bytes_read", l.BytesRead)
+	out = appendDuration(out, "duration", l.Duration)
+	out = appendNumber(out, "size", l.Size)
+	out = appendNumber(out, "status", int64(l.Status))
+	for _, f := range [...]struct{ key, value string }{
+		{"trace_id", l.Trace}, {"route", l.Route}, {"service", l.Service}, {"upstream", l.Upstream}, {"reason", l.Reason}, {"flag", l.Flag},
+	} {
+		if f.value != "" {
+			out = appendField(out, f.key, f.value)
+		}
+	}
+	if len(l.ID) > 0 {
+		out = appendField(out, "request_id", l.ID)
+	}
+	if l.Attempts > 0 {
+		out = appendNumber(out, "attempts", int64(l.Attempts))
+	}
+	if l.UpstreamStatus != 0 {
+		out = appendNumber(out, "upstream_status", int64(l.UpstreamStatus))
+		out = appendDuration(out, "upstream_duration", l.UpstreamLatency)
+		out = appendDuration(out, "overhead", l.Duration-l.UpstreamLatency)
+	}
+	out = appendNumber(out, "table_revision", l.TableRevision)
+	return append(out, '}')
+}
+
+func appendKey(out []byte, key string) []byte {
+	out = append(out, ',', '"')
+	out = append(out, key...)
+	return append(out, '"', ':')
+}
+
+func appendField[T string | []byte](out []byte, key string, value T) []byte {
+	return append(appendString(append(appendKey(out, key), '"'), value), '"')
+}
+
+func appendNumber(out []byte, key string, n int64) []byte {
+	return strconv.AppendInt(appendKey(out, key), n, 10)
+}
+
+func appendDuration(out []byte, key string, d time.Duration) []byte {
+	return appendSeconds(appendKey(out, key), d, 6)
+}
+
+// appendString writes the inside of a JSON string. What is no UTF-8, and characters that steer a terminal or turn text around, do not
+// get through as they are.
+func appendString[T string | []byte](out []byte, text T) []byte {
+	for i := 0; i < len(text); {
+		c := text[i]
+		if c >= ' ' && c < 0x7f && c != '"' && c != '\\' {
+			out = append(out, c)
+			i++
+			continue
+		}
+		if c < 0x80 {
+			switch c {
+			case '"', '\\':
+				out = append(out, '\\', c)
+			default:
+				out = append(out, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
+			}
+			i++
+			continue
+		}
+		r, size := utf8.DecodeRuneInString(string(text[i:min(i+utf8.UTFMax, len(text))]))
+		switch {
+		case r == utf8.RuneError && size == 1:
+			out = append(out, `\uFFFD`...)
+		case r < 0xa0, r >= 0x200e && r <= 0x200f, r >= 0x2028 && r <= 0x202e, r >= 0x2066 && r <= 0x2069:
+			out = append(out, '\\', 'u', hexDigits[r>>12], hexDigits[r>>8&15], hexDigits[r>>4&15], hexDigits[r&15])
+		default:
+			out = append(out, text[i:i+size]...)
+		}
+		i += size
+	}
+	return out
+}

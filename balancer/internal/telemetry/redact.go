@@ -1,0 +1,102 @@
+package telemetry
+
+import (
+	"bytes"
+	"strings"
+)
+
+// DefaultRedact are names of query parameters whose values are not written down.
+var DefaultRedact = []string{"token", "auth", "secret", "password", "passwd", "apikey", "api_key", "signature", "credential", "session", "sig", "key", "code"}
+
+// redacted stands for a value that is not written down.
+const redacted = "REDACTED"
+
+// redactor knows names. A long one is found anywhere in the name of a parameter, one of four letters or fewer only as a whole word.
+type redactor struct{ long, short []string }
+
+func newRedactor(names []string) (r redactor) {
+	for _, n := range names {
+		if n = strings.ToLower(n); len(n) > 4 {
+			r.long = append(r.long, n)
+		} else if n != "" {
+			r.short = append(r.short, n)
+		}
+	}
+	return r
+}
+
+// Redact takes the values out of a query, or of a URL with one, that [DefaultRedact] names.
+func Redact(text []byte) []byte { return byDefault.query(text) }
+
+var byDefault = newRedactor(DefaultRedact)
+
+// query returns text with the values of named parameters replaced; text itself when there are none.
+func (r *redactor) query(text []byte) []byte {
+	start := bytes.IndexByte(text, '?')
+	if start < 0 {
+		return text
+	}
+	var out []byte
+	done := 0
+	for at := start + 1; at < len(text); {
+		end := len(text)
+		if i := bytes.IndexByte(text[at:], '&'); i >= 0 {
+			end = at + i
+		}
+		if name, value, ok := bytes.Cut(text[at:end], []byte{'='}); ok && len(value) > 0 && r.named(name) {
+			out = append(append(out, text[done:at+len(name)+1]...), redacted...)
+			done = end
+		}
+		at = end + 1
+	}
+	if out == nil {
+		return text
+	}
+	return append(out, text[done:]...)
+}
+
+func (r *redactor) named(name []byte) bool {
+	low := strings.ToLower(unescape(name))
+	for _, n := range r.long {
+		if strings.Contains(low, n) {
+			return true
+		}
+	}
+	for _, word := range strings.FieldsFunc(low, func(c rune) bool { return c < '0' || c > '9' && c < 'a' || c > 'z' }) {
+		for _, n := range r.short {
+			if word == n {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// unescape undoes percent-encoding, so that a name cannot hide behind it.
+func unescape(name []byte) string {
+	if bytes.IndexByte(name, '%') < 0 {
+		return string(name)
+	}
+	out := make([]byte, 0, len(name))
+	for i := 0; i < len(name); i++ {
+		if name[i] == '%' && i+2 < len(name) {
+			if a, b := unhex(name[i+1]), unhex(name[i+2]); a >= 0 && b >= 0 {
+				out = append(out, byte(a<<4|b))
+				i += 2
+				continue
+			}
+		}
+		out = append(out, name[i])
+	}
+	return string(out)
+}
+
+func unhex(c byte) int {
+	switch {
+	case c >= '0' && c <= '9':
+		return int(c - '0')
+	case c|0x20 >= 'a' && c|0x20 <= 'f':
+		return int(c|0x20-'a') + 10
+	}
+	return -1
+}
