@@ -124,12 +124,12 @@ func TestDoorDeadline(t *testing.T) {
 				if _, err := e.Listen(ln, d, nil); err != nil {
 					t.Fatal(err)
 				}
+				began := time.Now() // before the other side can know of it
 				c, err := net.Dial("tcp", address)
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer c.Close()
-				began := time.Now()
 				c.SetDeadline(began.Add(soon))
 				row.attack(c)
 				if _, err := io.Copy(io.Discard, c); isTimeout(err) {
