@@ -13,6 +13,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -35,6 +36,7 @@ import (
 	"github.com/rota-lb/rota/balancer/internal/proxy"
 	"github.com/rota-lb/rota/balancer/internal/route"
 	"github.com/rota-lb/rota/balancer/internal/telemetry"
+	"github.com/rota-lb/rota/balancer/internal/tracing"
 	"github.com/rota-lb/rota/balancer/pool"
 	"github.com/rota-lb/rota/config"
 	"github.com/rota-lb/rota/registry"
@@ -88,6 +90,7 @@ type Balancer struct {
 	token    string // of the admin API
 	access   *telemetry.AccessLog
 	journal  *journal.Journal
+	tracing  *tracing.Tracing // nil when it is off
 	metrics  *telemetry.Metrics
 	hurry    chan struct{}
 	hurried  sync.Once
@@ -146,6 +149,9 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 		return nil, err
 	}
 	b.journal = journal.New(cfg.Loops)
+	if b.tracing, err = tracing.New(context.Background(), o.Version); err != nil {
+		return nil, fmt.Errorf("tracing: %w", err)
+	}
 	if b.access, err = accessLog(cfg); err != nil {
 		return nil, err
 	}
@@ -158,12 +164,17 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 		Registry: o.Registry, Store: &b.store, Logger: o.Logger, Published: b.metrics.EventToRoute, Self: self, Deny: b.deny,
 		Snapshot: cfg.Snapshot.Path, Prefix: cmp.Or(cfg.Etcd.Prefix, registry.DefaultPrefix),
 	}, cfg.Dynamic)
-	b.proxy = proxy.New(&b.store, settings(cfg.Dynamic), observer{b.access, b.journal, b.control})
+	b.proxy = proxy.New(&b.store, settings(cfg.Dynamic), observer{b.access, b.journal, b.tracing, b.control})
 	b.guard = &proxy.Guard{Lag: cfg.Limits.ShedAfter(), Memory: int64(cfg.Limits.Memory), Waiting: b.engine.Lag}
 	if b.guard.Memory == 0 {
 		b.guard.Memory = proxy.MemoryLimit()
 	}
 	b.proxy.Guard, b.proxy.Name = b.guard, self.ID
+	if b.tracing != nil {
+		b.proxy.Sampler = func(id *proxy.TraceID, parent, sampled bool) bool {
+			return b.tracing.Sample((*[16]byte)(id), parent, sampled)
+		}
+	}
 	for _, l := range cfg.Listeners {
 		if err := b.bind(l); err != nil {
 			return nil, err
@@ -415,6 +426,7 @@ func (b *Balancer) Run(ctx context.Context) error {
 	wg.Go(func() { b.control.Run(behind) })
 	go func() { b.access.Run(behind); close(logged) }()
 	wg.Go(func() { b.guard.Run(behind) })
+	wg.Go(func() { b.tracing.Run(behind) })
 	for _, c := range b.certs {
 		wg.Go(func() { c.Run(behind, b.certificatesChanged) })
 	}
@@ -505,6 +517,7 @@ func (b *Balancer) ready() (bool, []string) {
 type observer struct {
 	log     *telemetry.AccessLog
 	journal *journal.Journal
+	tracing *tracing.Tracing
 	control *control.Controller
 }
 
@@ -514,6 +527,9 @@ func (o observer) Failing(e *pool.Endpoint) { o.control.Failing(e) }
 
 func (o observer) Done(r *proxy.Record) {
 	o.remember(r)
+	if r.Trace != nil {
+		o.tracing.Add(traced(r))
+	}
 	if o.log == nil {
 		return
 	}
@@ -531,6 +547,9 @@ func (o observer) Done(r *proxy.Record) {
 	}
 	if r.Endpoint != nil {
 		a.Upstream = r.Endpoint.Name
+	}
+	if r.Trace != nil {
+		a.Trace = hex.EncodeToString(r.Trace.ID[:])
 	}
 	o.log.Log(r.Loop, &a)
 }
@@ -560,4 +579,33 @@ func (o observer) remember(r *proxy.Record) {
 		e.Upstream = r.Endpoint.Name
 	}
 	o.journal.Add(r.Loop, e, notable)
+}
+
+// traced is what spans are made of, of an exchange that is traced.
+func traced(r *proxy.Record) tracing.Exchange {
+	x := tracing.Exchange{
+		Trace: tracing.TraceID(r.Trace.ID), Parent: tracing.SpanID(r.Trace.Parent), Span: tracing.SpanID(r.Trace.Span), Start: r.Start, Duration: r.Duration,
+		Method: string(r.Method), Host: string(r.Host), Path: string(r.Path), Query: string(telemetry.Redact(r.Query)), Scheme: "http",
+		UserAgent: string(r.UserAgent), Minor: r.Minor, Status: r.Status, Reason: string(r.Reason), ID: string(r.ID), Revision: r.Table.Revision,
+	}
+	if r.TLS {
+		x.Scheme = "https"
+	}
+	if a := r.Client.Addr(); a.IsValid() {
+		x.Client = a.String()
+	}
+	if r.Route != nil {
+		x.Route = r.Route.Name
+	}
+	if r.Service != nil {
+		x.Service = r.Service.Name
+	}
+	for _, a := range r.Trace.Attempts {
+		if a.Endpoint != nil { // else it was never made
+			x.Attempts = append(x.Attempts, tracing.Attempt{
+				Span: tracing.SpanID(a.ID), Start: a.Start, End: a.End, Upstream: a.Endpoint.Name, Status: a.Status, Reason: string(a.Reason),
+			})
+		}
+	}
+	return x
 }

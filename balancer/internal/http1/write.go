@@ -26,7 +26,9 @@ type Hop struct {
 	Subject []byte
 	// Upgrade is the protocol to ask for; empty is none.
 	Upgrade []byte
-	Edit    Edit
+	// TraceParent takes the place of the client's; empty leaves that as it is.
+	TraceParent []byte
+	Edit        Edit
 }
 
 // Edit changes fields that are passed on. The zero value changes nothing.
@@ -102,6 +104,11 @@ func AppendRequest(out []byte, r *Request, hop *Hop) []byte {
 		out = append(out, hop.IDName...)
 		out = append(out, ": "...)
 		out = append(out, hop.ID...)
+		out = append(out, "\r\n"...)
+	}
+	if len(hop.TraceParent) > 0 {
+		out = append(out, "Traceparent: "...)
+		out = append(out, hop.TraceParent...)
 		out = append(out, "\r\n"...)
 	}
 	if len(hop.Subject) > 0 {
@@ -180,7 +187,8 @@ func appendFields(out []byte, f *fields, names bool, hop *Hop, remove []string) 
 			keep = false
 		}
 		if !keep || names && f.named(f.name(i)) || remove != nil && removed(remove, f.name(i)) ||
-			hop != nil && int(x.colon-x.start) == len(hop.IDLower) && twins(f.name(i), hop.IDLower) {
+			hop != nil && (int(x.colon-x.start) == len(hop.IDLower) && twins(f.name(i), hop.IDLower) ||
+				len(hop.TraceParent) > 0 && EqualFold(f.name(i), "traceparent")) {
 			continue
 		}
 		if x.start != to {

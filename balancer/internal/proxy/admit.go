@@ -41,11 +41,7 @@ func (x *exchange) identify() {
 		x.hop.IDName, x.hop.IDLower = s.RequestID, s.requestIDLower
 		id, ok := r.Value(s.requestIDLower, 0)
 		if !ok || !saneID(id) {
-			var raw [16]byte
-			a, b := rand.Uint64(), rand.Uint64()
-			for i := range 8 {
-				raw[i], raw[8+i] = byte(a>>(8*i)), byte(b>>(8*i))
-			}
+			raw := twice(rand.Uint64(), rand.Uint64())
 			hex.Encode(x.id[:], raw[:])
 			id = x.id[:]
 		}

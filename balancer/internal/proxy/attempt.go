@@ -82,6 +82,7 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 		}
 		if x.resp.Status >= 200 {
 			x.rec.UpstreamStatus, x.rec.Upstream = x.resp.Status, x.loop.Now().Sub(started)
+			x.traced(e, started, "")
 			if x.resp.Load > 0 {
 				e.Reported(x.resp.Load)
 				x.pool.Service.Reports()
@@ -100,6 +101,7 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 				return outcome{failure: failure{reason: UpstreamInvalid, detail: "the instance switches to a protocol that it was not asked for"}}
 			}
 			x.rec.UpstreamStatus, x.rec.Upstream = x.resp.Status, x.loop.Now().Sub(started)
+			x.traced(e, started, "")
 			return x.tunnel(up, buf, head, n)
 		}
 		if interim++; interim > maxInterim {

@@ -175,6 +175,7 @@ func (x *exchange) exchange(head int) (keep bool) {
 	x.head = head
 	x.frame()
 	x.identify()
+	x.trace()
 	if r.Passes(x.proxy.Name) >= mostPasses {
 		return x.answer(fail(Looped))
 	}
@@ -298,6 +299,11 @@ func (x *exchange) attempts(pl *pool.Pool, headIn time.Duration) (keep bool) {
 		x.rec.Attempts++
 		x.rec.Endpoint, x.load = e, e
 		began, retried := x.loop.Now(), why.reason
+		if x.rec.Trace != nil && x.rec.Attempts > 1 {
+			x.nextSpan()
+			x.free(x.out)
+			x.out = nil // it names the attempt before
+		}
 		outcome := x.attempt(e, s, fresh, headBy)
 		x.unload()
 		if x.rec.Attempts > 1 {
@@ -307,6 +313,7 @@ func (x *exchange) attempts(pl *pool.Pool, headIn time.Duration) (keep bool) {
 			return outcome.keep
 		}
 		why = outcome.failure
+		x.traced(e, began, why.reason)
 		if why.reason.upstream() {
 			e.Stats().Errors.Add(string(why.reason))
 			x.record(e, s, 0, x.loop.Now().Sub(began))
@@ -419,12 +426,16 @@ func (x *exchange) done() {
 		r.BytesIn += x.upload.bytes.Load()
 	}
 	r.Duration = x.loop.Now().Sub(r.Start)
+	if r.Trace != nil {
+		x.traceEnds()
+	}
 	service := r.Service
 	if service == nil {
 		service = x.proxy.nowhere
 	}
 	o := pool.Outcome{
 		Method: r.Method, Protocol: r.Protocol, Status: r.Status, Duration: r.Duration, Upstream: r.Upstream, In: r.BytesIn, Out: r.BytesOut,
+		Exemplar: r.exemplar(),
 	}
 	service.Tally(r.Loop).Done(&o)
 	if r.Reason != "" {

@@ -114,6 +114,8 @@ type Record struct {
 	Endpoint *pool.Endpoint // of the last attempt; nil when there was none
 	Table    *route.Table
 
+	Trace *Trace // nil when it is not traced
+
 	Protocol pool.Protocol
 	Status   int    // sent to the client; 499 when it went away before
 	Reason   Reason // empty when the answer is the upstream's
@@ -134,6 +136,9 @@ type Proxy struct {
 	// Name is how Via fields call this proxy, and how it knows that a request goes in circles: no other one should have it. It
 	// is set before the first connection.
 	Name string
+
+	// Sampler says which exchanges are traced; nil is none. It is set before the first connection.
+	Sampler Sampler
 
 	store     *route.Store
 	observer  Observer
