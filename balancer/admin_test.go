@@ -82,7 +82,7 @@ func TestAdminAccess(t *testing.T) {
 	}
 	d := run(t, nil, func(c *config.Config) { c.Admin.TokenFile = file })
 	open := run(t, nil, nil)
-	for _, path := range []string{"/", "/nothing", "/debug/pprof/", "/debug/pprof/heap", "/api/v1/"} {
+	for _, path := range []string{"/nothing", "/debug/pprof/", "/debug/pprof/heap", "/api/v1/"} {
 		if status, _ := open.ask("GET", path, ""); status != 404 {
 			t.Errorf("%s: %d", path, status)
 		}

@@ -35,12 +35,15 @@ type running struct {
 	metrics string // URL of Prometheus metrics, or empty
 }
 
+// logged says that everybody keeps an access log, in a file: as JSON, or the way it does by itself.
+var logged bool
+
 // find makes the contestant of that name.
 func find(ctx context.Context, r *rig.Rig, name string, o *options) (*contestant, error) {
 	switch name {
 	case "floor":
 		return floor(ctx, r)
-	case "rota":
+	case "rota", "rota-quiet":
 		return rota(ctx, r, name, o.rota)
 	case "rota-b":
 		if o.ab == "" {
@@ -56,7 +59,7 @@ func find(ctx context.Context, r *rig.Rig, name string, o *options) (*contestant
 	case "httputil":
 		return httputil(ctx, r)
 	}
-	return nil, fmt.Errorf("unknown contestant %q: there are floor, rota, nginx, haproxy, caddy, httputil, rota-b with -ab, and -extra", name)
+	return nil, fmt.Errorf("unknown contestant %q: there are floor, rota, nginx, haproxy, caddy, httputil, rota-quiet, which never logs, rota-b with -ab, and -extra", name)
 }
 
 func need(tool string) error {
@@ -155,16 +158,20 @@ func rota(ctx context.Context, r *rig.Rig, name, binary string) (*contestant, er
 			}
 			secure = fmt.Sprintf(`, protocol: https, tls: {certificates: [{cert: %q, key: %q}]}`, cert, key)
 		}
+		access, id := "off", "off"
+		if logged && name != "rota-quiet" {
+			access, id = "./"+name+".log", "X-Request-Id"
+		}
 		config, err := r.File("rota.yaml", fmt.Sprintf(`etcd: {disabled: true}
 listeners: [{address: "%s"%s}]
 admin: {address: "%s"}
 loops: %d
 grace: 0s
-request_id: "off"
-log: {level: warn, access: "off"}
+request_id: "%s"
+log: {level: warn, access: "%s"}
 routes: [{name: b, path: /, service: b}]
 services: {b: {instances: [{address: "%s"}]}}
-`, listen, secure, admin, workers, upstream))
+`, listen, secure, admin, workers, id, access, upstream))
 		if err != nil {
 			return nil, err
 		}
@@ -188,6 +195,10 @@ func startNginx(r *rig.Rig, listen, upstream string) (*running, error) {
 	if asked.size > 16<<10 {
 		buffers = "16 64k; proxy_buffer_size 64k; proxy_busy_buffers_size 256k"
 	}
+	access := "off"
+	if logged {
+		access = "nginx.log combined buffer=64k flush=1s"
+	}
 	config, err := r.File("nginx.conf", fmt.Sprintf(`daemon off;
 worker_processes %d;
 worker_rlimit_nofile 20000;
@@ -195,7 +206,7 @@ pid nginx.pid;
 error_log stderr crit;
 events { worker_connections 20000; accept_mutex off; }
 http {
-  access_log off; server_tokens off; tcp_nodelay on;
+  access_log %s; server_tokens off; tcp_nodelay on;
   keepalive_timeout 1h; keepalive_requests 1000000000;
   proxy_temp_path proxy_temp; client_body_temp_path body_temp;
   fastcgi_temp_path fastcgi_temp; uwsgi_temp_path uwsgi_temp; scgi_temp_path scgi_temp;
@@ -211,7 +222,7 @@ http {
   }
   server { listen %s %sreuseport backlog=4096; %s location / { proxy_pass http://b; } }
 }
-`, workers, buffers, upstream, listen, with, secure))
+`, workers, access, buffers, upstream, listen, with, secure))
 	if err != nil {
 		return nil, err
 	}
@@ -231,6 +242,10 @@ func startHAProxy(r *rig.Rig, listen, upstream string) (*running, error) {
 	if asked.size > 16<<10 {
 		splice, pipes = "option splice-auto", "maxpipes 256"
 	}
+	log := ""
+	if logged {
+		log = "log stdout format raw local0 info\n  option httplog"
+	}
 	config, err := r.File("haproxy.cfg", fmt.Sprintf(`global
   nbthread %d
   maxconn 9000
@@ -245,6 +260,7 @@ defaults
   http-reuse always
   option http-keep-alive
   %s
+  %s
   retries 1
 frontend f
   bind %s %s shards by-thread
@@ -253,7 +269,7 @@ frontend f
 backend b
   balance roundrobin
   server s1 %s pool-max-conn -1 pool-purge-delay 1h
-`, workers, pipes, splice, listen, secure, upstream))
+`, workers, pipes, splice, log, listen, secure, upstream))
 	if err != nil {
 		return nil, err
 	}

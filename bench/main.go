@@ -61,6 +61,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds; every contestant takes its turn in each")
 	flag.DurationVar(&o.duration, "duration", 5*time.Second, "load per turn")
 	flag.DurationVar(&o.warmup, "warmup", time.Second, "load before it")
+	flag.BoolVar(&logged, "logs", false, "everybody keeps an access log; rota-quiet takes part, which does not")
 	name := flag.String("case", asked.name, "what is asked for: "+caseNames())
 	flag.IntVar(&o.connections, "c", 0, "client connections; 0 is those of the case")
 	flag.IntVar(&o.idle, "idle", 5000, "idle client connections to hold for the memory figure")
@@ -72,6 +73,9 @@ func main() {
 	o.contestants, o.parts = list(*contestants), list(*parts)
 	if o.ab != "" && !slices.Contains(o.contestants, "rota-b") {
 		o.contestants = slices.Insert(o.contestants, slices.Index(o.contestants, "rota")+1, "rota-b")
+	}
+	if logged && !slices.Contains(o.contestants, "rota-quiet") {
+		o.contestants = slices.Insert(o.contestants, slices.Index(o.contestants, "rota")+1, "rota-quiet")
 	}
 	c, err := findCase(*name)
 	if err != nil {

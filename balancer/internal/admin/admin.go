@@ -18,6 +18,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/rota-lb/rota/balancer/internal/admin/dashboard"
 	"github.com/rota-lb/rota/balancer/internal/control"
 	"github.com/rota-lb/rota/balancer/internal/journal"
 	"github.com/rota-lb/rota/balancer/internal/route"
@@ -101,6 +102,7 @@ type Registry struct {
 	Revision  int64     `json:"revision"`
 	StoreID   uint64    `json:"store_id"`
 	LastSync  time.Time `json:"last_sync,omitzero"`
+	Prefix    string    `json:"prefix"` // of its keys
 }
 
 // Quarantined is a key that was set aside.
@@ -196,14 +198,16 @@ type Conflict struct {
 // Handler returns the API.
 func (a *API) Handler() http.Handler {
 	mux := http.NewServeMux()
-	probes := map[string]bool{}
+	open := map[string]bool{"/": true} // to anybody: they say nothing
 	for _, r := range a.resources() {
 		if r.writes() {
 			r.do = a.write(r.do)
 		}
-		probes[r.path] = r.probe
+		open[r.path] = r.probe
 		mux.HandleFunc(r.method+" "+r.path, r.do)
 	}
+	mux.HandleFunc("GET /{$}", dashboard.Page)
+	mux.HandleFunc("GET /assets/{file}", dashboard.Asset)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		problem(w, http.StatusNotFound, "no such resource; /api/v1/openapi.json lists them")
 	})
@@ -214,7 +218,7 @@ func (a *API) Handler() http.Handler {
 		switch {
 		case a.Token == "" && !loopbackHost(r.Host):
 			problem(w, http.StatusMisdirectedRequest, "the admin API answers only to localhost and loopback addresses")
-		case a.Token != "" && !probes[r.URL.Path] && !a.authorized(r):
+		case a.Token != "" && !open[r.URL.Path] && !strings.HasPrefix(r.URL.Path, "/assets/") && !a.authorized(r):
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			problem(w, http.StatusUnauthorized, "send the token: Authorization: Bearer …, or --token-file and ROTA_ADMIN_TOKEN of rota")
 		default:
@@ -299,7 +303,7 @@ func (a *API) status(w http.ResponseWriter, r *http.Request) {
 		s.Brakes = append(s.Brakes, Brake(b))
 	}
 	if c.Registry {
-		s.Registry = &Registry{c.Connected, c.LinkError, c.Revision, c.StoreID, c.LastSync}
+		s.Registry = &Registry{c.Connected, c.LinkError, c.Revision, c.StoreID, c.LastSync, a.Control.Prefix}
 	}
 	for _, d := range c.Denied {
 		s.Denied = append(s.Denied, Denied(d))

@@ -1,0 +1,146 @@
+// Parts of several pages.
+import { el, fill } from "./dom";
+import { ago } from "./stats";
+
+// Each state has a word and a shape, so that it can be told without its colour.
+const shapes: Record<string, string> = { ready: "●", starting: "◔", draining: "◐", suspect: "◇", ejected: "▲", down: "■", replaced: "○" };
+
+export function stateBadge(state: string): HTMLElement {
+  return el("span", { class: "state " + (shapes[state] ? state : "other") }, el("span", { "aria-hidden": "true" }, shapes[state] ?? "○"), " ", state);
+}
+
+export const states = Object.keys(shapes);
+
+// bar shows how many are in each state.
+export function stateBar(counts: Map<string, number>): HTMLElement {
+  const total = [...counts.values()].reduce((a, b) => a + b, 0);
+  const text = [...counts].map(([s, n]) => `${n} ${s}`).join(", ") || "none";
+  const bar = el("span", { class: "bar", role: "img", "aria-label": text, title: text });
+  for (const s of states) {
+    const n = counts.get(s) ?? 0;
+    if (n === 0) continue;
+    const part = el("i", { class: s });
+    part.style.width = `${100 * n / total}%`;
+    bar.append(part);
+  }
+  return bar;
+}
+
+export function number(label: string, value: string, note = "", bad = false): HTMLElement {
+  return el("div", { class: "number" + (bad ? " bad" : "") }, el("span", { class: "label" }, label), el("strong", {}, value), note !== "" && el("span", { class: "note" }, note));
+}
+
+export interface Column<T> { title: string; numeric?: boolean; sort?: (row: T) => number | string; cell: (row: T) => Node | string }
+
+const rowHeight = 36;
+
+// Grid is a table of any length: only the rows that are in sight are there. It is sorted by its headings.
+export class Grid<T> {
+  readonly node: HTMLElement;
+  private rows: T[] = [];
+  private sorted = -1;
+  private down = false;
+  private readonly head = el("tr");
+  private readonly body = el("tbody");
+  private readonly box: HTMLElement;
+  private readonly table: HTMLTableElement;
+
+  constructor(label: string, private readonly columns: Column<T>[], private readonly empty: string, private readonly open?: (row: T) => void) {
+    this.table = el("table", { "aria-label": label }, el("thead", {}, this.head), this.body);
+    this.box = el("div", { class: "grid scroll", tabindex: 0, role: "region", "aria-label": label, onscroll: () => this.draw() }, this.table);
+    this.node = this.box;
+    this.heads();
+  }
+
+  private heads(): void {
+    fill(this.head, ...this.columns.map((c, i) => {
+      const direction = this.sorted === i ? (this.down ? "descending" : "ascending") : "none";
+      const cell = el("th", { scope: "col", class: c.numeric ? "n" : "", "aria-sort": c.sort ? direction : null });
+      if (!c.sort) { cell.append(c.title); return cell; }
+      cell.append(el("button", { type: "button", onclick: () => {
+        this.down = this.sorted === i ? !this.down : !!c.numeric;
+        this.sorted = i;
+        this.heads();
+        this.set(this.rows);
+      } }, c.title, this.sorted === i ? (this.down ? " ↓" : " ↑") : ""));
+      return cell;
+    }));
+  }
+
+  set(rows: T[]): void {
+    this.rows = rows;
+    const by = this.columns[this.sorted]?.sort;
+    if (by) {
+      this.rows = [...rows].sort((a, b) => {
+        const x = by(a), y = by(b);
+        return (x < y ? -1 : x > y ? 1 : 0) * (this.down ? -1 : 1);
+      });
+    }
+    this.table.setAttribute("aria-rowcount", String(rows.length + 1));
+    this.draw();
+  }
+
+  private draw(): void {
+    if (this.rows.length === 0) {
+      fill(this.body, el("tr", {}, el("td", { colspan: this.columns.length, class: "empty" }, this.empty)));
+      return;
+    }
+    const height = this.box.clientHeight || 600;
+    const from = Math.max(0, Math.floor(this.box.scrollTop / rowHeight) - 10);
+    const to = Math.min(this.rows.length, from + Math.ceil(height / rowHeight) + 20);
+    const space = (n: number) => {
+      const row = el("tr", { class: "space", "aria-hidden": "true" }, el("td", { colspan: this.columns.length }));
+      row.style.height = `${n * rowHeight}px`;
+      return row;
+    };
+    const focus = document.activeElement instanceof HTMLElement && this.body.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+    fill(this.body, from > 0 && space(from), ...this.rows.slice(from, to).map((row, i) => {
+      const line = el("tr", { "aria-rowindex": from + i + 2, class: this.open ? "link" : "" });
+      line.append(...this.columns.map((c, k) => {
+        const inner = c.cell(row);
+        const cell = el("td", { class: c.numeric ? "n" : "" });
+        if (k === 0 && this.open) {
+          const key = `${from + i}`;
+          cell.append(el("button", { type: "button", class: "plain", "data-key": key, onclick: (e: globalThis.Event) => { e.stopPropagation(); this.open!(row); } }, inner));
+        } else cell.append(inner instanceof Node ? inner : el("span", {}, inner));
+        return cell;
+      }));
+      if (this.open) line.addEventListener("click", (e) => { if (!(e.target as Element).closest("button")) this.open!(row); });
+      return line;
+    }), to < this.rows.length && space(this.rows.length - to));
+    if (focus !== undefined) this.body.querySelector<HTMLElement>(`[data-key="${CSS.escape(focus)}"]`)?.focus({ preventScroll: true });
+  }
+}
+
+// copyButton copies a text, and says so.
+export function copyButton(label: string, text: () => Promise<string> | string): HTMLElement {
+  const b = el("button", { type: "button", onclick: async () => {
+    await navigator.clipboard.writeText(await text());
+    fill(b, "copied");
+    setTimeout(() => fill(b, label), 1500);
+  } }, label);
+  return b;
+}
+
+// dialog shows something above the page until it is closed.
+export function dialog(title: string, ...content: Node[]): HTMLDialogElement {
+  const close = el("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => box.close() }, "×");
+  const box = el("dialog", { "aria-label": title }, el("header", {}, el("h2", {}, title), close), ...content);
+  box.addEventListener("close", () => box.remove());
+  box.addEventListener("click", (e) => { if (e.target === box) box.close(); });
+  document.body.append(box);
+  box.showModal();
+  return box;
+}
+
+export function pairs(list: [string, Node | string | undefined | null | false][]): HTMLElement {
+  const out = el("dl", { class: "pairs" });
+  for (const [name, value] of list) {
+    if (value) out.append(el("dt", {}, name), el("dd", {}, value));
+  }
+  return out;
+}
+
+export function since(at: string | undefined): string {
+  return at ? ago(at) : "–";
+}

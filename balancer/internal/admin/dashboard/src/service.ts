@@ -1,0 +1,148 @@
+import { get, Refused, send, type EndpointCounters, type Instance, type Service, type Stats } from "./api";
+import { el, fill } from "./dom";
+import { plots } from "./overview";
+import { copyButton, dialog, Grid, number, pairs, since, stateBadge, stateBar } from "./parts";
+import { sparkline } from "./plot";
+import { ago, History, percent, rate, time } from "./stats";
+
+interface Row { instance: Instance; counters: EndpointCounters | undefined }
+
+// ServicePage shows one service with its instances.
+export class ServicePage {
+  readonly node: HTMLElement;
+  private readonly numbers = el("div", { class: "numbers" });
+  private readonly plots = plots();
+  private readonly endpoints = new History(60);
+  private readonly grid: Grid<Row>;
+  private rows: Row[] = [];
+  private filter = "";
+
+  constructor(private readonly name: string, private readonly history: History, private readonly prefix: () => string, private readonly changed: () => void) {
+    const now = (r: Row) => this.endpoints.now(r.instance.id);
+    this.grid = new Grid<Row>("Instances of " + name, [
+      { title: "Instance", sort: (r) => r.instance.id, cell: (r) => r.instance.id },
+      { title: "Address", sort: (r) => r.instance.address, cell: (r) => r.instance.address },
+      { title: "State", sort: (r) => r.instance.state, cell: (r) => stateBadge(r.instance.state) },
+      { title: "For", numeric: true, sort: (r) => -(r.instance.since ? Date.parse(r.instance.since) : 0), cell: (r) => since(r.instance.since) },
+      { title: "Why", cell: (r) => el("span", { class: "why", title: r.instance.reason }, r.instance.reason) },
+      { title: "Weight", numeric: true, sort: (r) => r.instance.weight, cell: (r) => String(r.instance.weight) },
+      { title: "In flight", numeric: true, sort: (r) => r.instance.in_flight, cell: (r) => String(r.instance.in_flight) },
+      { title: "Requests/s", numeric: true, sort: (r) => now(r)?.rate ?? 0, cell: (r) => rate(now(r)?.rate) },
+      { title: "Errors", numeric: true, sort: (r) => now(r)?.errors ?? 0, cell: (r) => percent(now(r)?.errors) },
+      { title: "p50", numeric: true, sort: (r) => now(r)?.p50 ?? 0, cell: (r) => time(now(r)?.p50) },
+      { title: "p99", numeric: true, sort: (r) => now(r)?.p99 ?? 0, cell: (r) => time(now(r)?.p99) },
+      { title: "p95 of late", cell: (r) => sparkline(this.endpoints.of(r.instance.id).map((p) => p.p95), "p95 of late") as unknown as Node },
+      { title: "Check", sort: (r) => r.instance.check ? (r.instance.check.ok ? 1 : 0) : 2, cell: (r) => check(r.instance) },
+      { title: "Zone, version", sort: (r) => (r.instance.zone ?? "") + (r.instance.version ?? ""), cell: (r) => [r.instance.zone, r.instance.version].filter(Boolean).join(", ") },
+    ], "No instance matches.", (r) => void this.details(r.instance));
+    const search = el("input", { type: "search", placeholder: "Filter  /", "aria-label": "Filter instances", class: "filter", oninput: () => { this.filter = search.value.toLowerCase(); this.list(); } });
+    this.node = el("div", {}, el("p", { class: "crumbs" }, el("a", { href: "#/" }, "Services"), " / ", name), this.numbers,
+      el("div", { class: "plots" }, ...this.plots.map((p) => p.node)),
+      el("section", { class: "card" }, el("header", {}, el("h2", {}, "Instances"), search), this.grid.node));
+  }
+
+  async update(): Promise<void> {
+    const path = encodeURIComponent(this.name);
+    let service: Service, stats: Stats;
+    try {
+      [service, stats] = await Promise.all([get<Service>("/api/v1/services/" + path), get<Stats>("/api/v1/stats?service=" + path)]);
+    } catch (e) {
+      if (e instanceof Refused && e.status === 404) { fill(this.numbers, el("p", {}, "This service is not known any more.")); this.rows = []; this.list(); return; }
+      throw e;
+    }
+    const at = Date.parse(stats.at), counters = new Map<string, EndpointCounters>();
+    for (const e of stats.endpoints ?? []) {
+      counters.set(e.id, e);
+      if ((stats.endpoints?.length ?? 0) <= 1000 || e.requests > 0) this.endpoints.add(e.id, at, e, stats.bounds);
+    }
+    this.rows = service.instances.map((instance) => ({ instance, counters: counters.get(instance.id) }));
+    const counts = new Map<string, number>();
+    for (const i of service.instances) counts.set(i.state, (counts.get(i.state) ?? 0) + 1);
+    const now = this.history.now(this.name);
+    const bar = el("div", { class: "number" }, el("span", { class: "label" }, "Instances"), el("strong", {}, `${counts.get("ready") ?? 0} of ${service.instances.length}`), stateBar(counts));
+    fill(this.numbers, number("Requests/s", rate(now?.rate)), number("Errors", percent(now?.errors), "", (now?.errors ?? 0) > 0.01),
+      number("p50", time(now?.p50)), number("p95", time(now?.p95)), number("p99", time(now?.p99)), number("In flight", String(service.in_flight)), bar,
+      number("Policy", service.policy || "–"));
+    for (const p of this.plots) p.set(this.history.of(this.name));
+    this.list();
+  }
+
+  private list(): void {
+    const f = this.filter;
+    this.grid.set(f === "" ? this.rows : this.rows.filter(({ instance: i }) =>
+      [i.id, i.address, i.state, i.reason, i.zone ?? "", i.version ?? ""].some((t) => t.toLowerCase().includes(f))));
+  }
+
+  // details shows everything about an instance, and what can be done with it.
+  private async details(i: Instance): Promise<void> {
+    const path = `/api/v1/services/${encodeURIComponent(this.name)}/instances/${encodeURIComponent(i.id)}`;
+    const one = await get<Instance>(path).catch(() => i);
+    const metadata = Object.entries(one.metadata ?? {}).map(([k, v]) => el("div", {}, `${k}: ${v}`));
+    const box = dialog(`${this.name} / ${one.id}`, pairs([
+      ["Address", one.address], ["State", stateBadge(one.state)], ["Why", one.reason], ["For", since(one.since)],
+      ["Until", one.until ? `in ${time(Math.max(0, (Date.parse(one.until) - Date.now()) / 1000))}` : null], ["Weight", String(one.weight)], ["In flight", String(one.in_flight)],
+      ["Mean latency", time(one.latency)], ["Last check", check(one)], ["Zone", one.zone], ["Version", one.version],
+      ["Metadata", metadata.length > 0 && el("div", {}, ...metadata)], ["Key", one.key && el("code", {}, one.key)], ["Revision", one.revision ? String(one.revision) : null],
+      ["Lease", one.lease && `${one.lease}${one.lease_left !== undefined ? `, ${Math.round(one.lease_left)} s left` : ""}`], ["Incarnation", one.incarnation],
+      ["Source", one.static ? "configuration file" : null],
+    ]), el("footer", {},
+      el("button", { type: "button", onclick: () => { box.close(); this.confirm(one, "drain", { drain: true }); } }, "Drain…"),
+      el("button", { type: "button", onclick: () => { box.close(); this.confirm(one, "undrain", { drain: false }); } }, "Undrain…"),
+      el("button", { type: "button", onclick: () => { box.close(); this.weigh(one); } }, "Weight…")));
+  }
+
+  private weigh(i: Instance): void {
+    const input = el("input", { type: "number", min: 0, max: 10000, value: i.weight, "aria-label": "Weight" });
+    const box = dialog("Weight of " + i.id, el("p", {}, "100 is what instances have that do not say otherwise; 0 takes nothing new."), input, el("footer", {},
+      el("button", { type: "button", class: "primary", onclick: () => { box.close(); this.confirm(i, `weight ${input.value}`, { weight: Number(input.value) }); } }, "Next"),
+      el("button", { type: "button", onclick: () => { box.close(); this.confirm(i, "its own weight", { weight: null }); } }, "Its own")));
+    input.focus();
+  }
+
+  // confirm asks before anything is changed, and shows how the same is done elsewhere.
+  private confirm(i: Instance, what: string, body: { drain?: boolean; weight?: number | null }): void {
+    const path = `/api/v1/services/${encodeURIComponent(this.name)}/instances/${encodeURIComponent(i.id)}`;
+    const json = JSON.stringify(body);
+    const curl = `curl -X PATCH -H 'Content-Type: application/json' -d ${quote(json)} ${quote(location.origin + path)}`;
+    const said = el("p", { class: "problem", role: "alert" });
+    const box = dialog(`${what} ${this.name} / ${i.id}?`,
+      el("p", {}, body.drain === true ? "It keeps what it has and gets nothing new, from every balancer, until it is undrained." :
+        body.drain === false ? "It gets requests again, as it says itself." : "Every balancer gives it this share of the traffic."),
+      el("pre", {}, curl), said,
+      el("footer", {}, el("button", { type: "button", class: "primary", onclick: async () => {
+        try {
+          await send("PATCH", path, body);
+          box.close();
+          this.changed();
+        } catch (e) { fill(said, e instanceof Error ? e.message : String(e)); }
+      } }, "Do it"), copyButton("Copy as curl", () => curl), copyButton("Copy as etcdctl", () => this.etcdctl(i.id, body)),
+        el("button", { type: "button", onclick: () => box.close() }, "Cancel")));
+  }
+
+  // etcdctl is the line that writes the same into the policy of the service, as it is now.
+  private async etcdctl(id: string, body: { drain?: boolean; weight?: number | null }): Promise<string> {
+    interface Policy { overrides?: Record<string, { drain?: boolean; weight?: number }> }
+    const policy = await get<Policy>(`/api/v1/services/${encodeURIComponent(this.name)}/policy`).catch(() => ({}) as Policy);
+    const word = { ...policy.overrides?.[id] };
+    if (body.drain === true) word.drain = true;
+    if (body.drain === false) delete word.drain;
+    if (typeof body.weight === "number") word.weight = body.weight;
+    if (body.weight === null) delete word.weight;
+    const overrides = { ...policy.overrides, [id]: word };
+    if (Object.keys(word).length === 0) delete overrides[id];
+    const value = { ...policy, overrides };
+    return `etcdctl put ${this.prefix()}/policies/${this.name} ${quote(JSON.stringify(value))}`;
+  }
+
+  destroy(): void { for (const p of this.plots) p.destroy(); }
+}
+
+function quote(text: string): string {
+  return "'" + text.replaceAll("'", `'\\''`) + "'";
+}
+
+function check(i: Instance): HTMLElement {
+  const c = i.check;
+  if (!c) return el("span", { class: "note" }, "none");
+  return el("span", { class: c.ok ? "" : "problem", title: c.text ?? "" }, c.ok ? `passed in ${time(c.seconds)}` : "failed", el("span", { class: "note" }, ` ${ago(c.at)} ago`));
+}
