@@ -9,7 +9,7 @@ TESTFLAGS ?=
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race bench bench-discovery bench-smoke pgo soak chaos fuzz lint dashboard dev licenses clean
+.PHONY: help build test race bench bench-discovery bench-smoke pgo soak chaos fuzz lint deb dashboard dev licenses clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ lint: bin/staticcheck ## Check format, vet for three systems, staticcheck, go.mo
 
 bin/staticcheck: tools/go.mod tools/go.sum
 	cd tools && $(GO) build -o ../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
+
+deb: build ## Build a package for Debian and Ubuntu
+	deploy/debian/build $(VERSION)
 
 dashboard: ## Build the dashboard from its sources (needs Node.js)
 	cd balancer/internal/admin/dashboard && npm ci --silent && npm run --silent check && npm run --silent build

@@ -5,11 +5,15 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/rota-lb/rota/balancer/pool"
 )
+
+// defaultEndpoint is where etcd is unless told otherwise.
+const defaultEndpoint = "127.0.0.1:2379"
 
 // Default is the configuration of an empty file.
 func Default() *Config {
@@ -27,8 +31,15 @@ func Default() *Config {
 func (c *Config) fill() {
 	orDefault(&c.Etcd.Prefix, "/rota")
 	orDefault(&c.Etcd.DialTimeout, 2*time.Second)
+	if e := &c.Etcd.Embedded; e.Dir != "" {
+		orDefault(&e.Name, "rota")
+		orDefault(&e.Client, "127.0.0.1:2379")
+		if len(c.Etcd.Endpoints) == 0 || slices.Equal(c.Etcd.Endpoints, []string{defaultEndpoint}) {
+			c.Etcd.Endpoints = []string{e.Scheme() + "://" + e.Client}
+		}
+	}
 	if len(c.Etcd.Endpoints) == 0 && !c.Etcd.Disabled {
-		c.Etcd.Endpoints = []string{"127.0.0.1:2379"}
+		c.Etcd.Endpoints = []string{defaultEndpoint}
 	}
 	for i := range c.Listeners {
 		orDefault(&c.Listeners[i].Protocol, "http")

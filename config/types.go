@@ -65,8 +65,32 @@ type Etcd struct {
 	Key                string        `yaml:"key"`
 	InsecureSkipVerify bool          `yaml:"insecure_skip_verify"`
 	DialTimeout        time.Duration `yaml:"dial_timeout"` // default 2s
+	// Embedded is an etcd member in this process; without Dir there is none.
+	Embedded Embedded `yaml:"embedded"`
 	// Foreign lists prefixes at which other products keep instances. Nothing is ever written there.
 	Foreign []Foreign `yaml:"foreign"`
+}
+
+// Embedded is an etcd member in this process, alone or one of three or five. Services reach it as any other etcd.
+type Embedded struct {
+	Dir    string `yaml:"dir"`    // of its data; it is made
+	Name   string `yaml:"name"`   // of this member; default rota
+	Client string `yaml:"client"` // host:port that clients come to; default 127.0.0.1:2379. Beyond loopback it needs Cert
+	// Members are all members by name, each with the host:port at which the others reach it; this one listens there. Empty is this
+	// one alone.
+	Members map[string]string `yaml:"members"`
+	// Cert and Key are PEM files for clients and members alike, CACert that which theirs have to be signed by.
+	CACert string `yaml:"cacert"`
+	Cert   string `yaml:"cert"`
+	Key    string `yaml:"key"`
+}
+
+// Scheme is how the member is spoken to.
+func (e *Embedded) Scheme() string {
+	if e.Cert != "" {
+		return "https"
+	}
+	return "http"
 }
 
 // Foreign is a prefix at which another product keeps instances; docs/registration.md says how they are read.

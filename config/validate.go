@@ -3,9 +3,11 @@ package config
 import (
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -157,6 +159,7 @@ func (s *source) etcd(e Etcd) {
 	for i, f := range e.Foreign {
 		s.foreign(f, fmt.Sprintf("etcd.foreign[%d]", i), e.Foreign[:i], e.Prefix)
 	}
+	s.embedded(&e)
 }
 
 // foreign checks a foreign prefix against itself, those before it, and ours.
@@ -413,6 +416,52 @@ func (s *source) admin(a Admin) {
 	}
 	s.report("admin.address", fmt.Sprintf("admin address %q is not on loopback, and there is no token", a.Address),
 		fmt.Sprintf("write 127.0.0.1:%s, or off, or name a token_file", port))
+}
+
+func loopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
+// embedded checks the etcd member in this process.
+func (s *source) embedded(etcd *Etcd) {
+	e := &etcd.Embedded
+	if e.Dir == "" {
+		if !reflect.ValueOf(*e).IsZero() {
+			s.report("etcd.embedded", "a member without a place for its data", "add dir, such as /var/lib/rota/etcd")
+		}
+		return
+	}
+	if etcd.Disabled {
+		s.report("etcd.embedded", "etcd is disabled, and one is to run in this process", "keep one of disabled and embedded")
+	}
+	if len(e.Members) > 0 && e.Members[e.Name] == "" {
+		s.report("etcd.embedded.members", fmt.Sprintf("this member, %q, is not among them", clip(e.Name)), "add it, or set name to one that is")
+	}
+	if n := len(e.Members); n > 0 && n%2 == 0 {
+		s.report("etcd.embedded.members", fmt.Sprintf("%d members stand no more failures than %d", n, n-1), "have one, three or five")
+	}
+	for _, name := range slices.Sorted(maps.Keys(e.Members)) {
+		if host, port, err := net.SplitHostPort(e.Members[name]); err != nil || port == "" {
+			s.report(join("etcd.embedded.members", name), fmt.Sprintf("%q is not host:port", clip(e.Members[name])), "write it as in 10.0.0.1:2380")
+		} else if e.Cert == "" && !loopback(host) {
+			s.report(join("etcd.embedded.members", name), "members talk to each other beyond loopback, without certificates", "add cert, key and cacert")
+		}
+	}
+	switch {
+	case e.Cert != "" && e.Key == "":
+		s.report("etcd.embedded.cert", "a certificate without its key", "add key")
+	case e.Key != "" && e.Cert == "":
+		s.report("etcd.embedded.key", "a key without its certificate", "add cert")
+	}
+	host, _, err := net.SplitHostPort(e.Client)
+	if err != nil {
+		s.report("etcd.embedded.client", fmt.Sprintf("%q is not host:port", clip(e.Client)), "write it as in 127.0.0.1:2379")
+		return
+	}
+	if e.Cert == "" && !loopback(host) {
+		s.report("etcd.embedded.client", "beyond loopback anybody could write what is routed", "add cert and key, and cacert so that clients need a certificate")
+	}
 }
 
 func (s *source) access(value string) {

@@ -7,14 +7,12 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
 	"github.com/rota-lb/rota/balancer"
@@ -52,12 +50,12 @@ func dev(cmd *cobra.Command, o *overrides) error {
 	}
 	defer log.Sync()
 
-	store, err := startEtcd(out, log)
+	endpoint, stop, err := devMember(out, log)
 	if err != nil {
 		return err
 	}
-	defer store.stop()
-	cfg.Etcd.Endpoints = []string{store.endpoint}
+	defer stop()
+	cfg.Etcd.Endpoints = []string{endpoint}
 
 	for i := range cfg.Listeners {
 		cfg.Listeners[i].Address = freeAddress(out, "balancer", cfg.Listeners[i].Address)
@@ -80,7 +78,7 @@ func dev(cmd *cobra.Command, o *overrides) error {
 	defer stop()
 	for i := range 3 {
 		samples.Go(func() {
-			if err := hello(ctx, store.endpoint, "hello-"+strconv.Itoa(i+1), cfg.Etcd.Prefix); err != nil {
+			if err := hello(ctx, endpoint, "hello-"+strconv.Itoa(i+1), cfg.Etcd.Prefix); err != nil {
 				log.Error("sample instance ended", zap.Error(err))
 			}
 		})
@@ -88,11 +86,11 @@ func dev(cmd *cobra.Command, o *overrides) error {
 	go func() {
 		select {
 		case <-b.Opened():
-			welcome(out, b, store.endpoint, cfg.Etcd.Prefix)
+			welcome(out, b, endpoint, cfg.Etcd.Prefix)
 		case <-ctx.Done():
 		}
 	}()
-	return runUntilSignal(ctx, b, log, nil)
+	return runUntilSignal(ctx, b, log, nil, func(context.Context) error { return errMember })
 }
 
 // welcome says what runs and what to type next.
@@ -155,52 +153,26 @@ func freeAddress(out io.Writer, what, address string) string {
 	return free
 }
 
-// embedded is an etcd member in this process.
-type embedded struct {
-	endpoint string
-	etcd     *embed.Etcd
-	dir      string
-}
-
-func (e *embedded) stop() {
-	e.etcd.Close()
-	os.RemoveAll(e.dir)
-}
-
-// startEtcd starts a member with an empty store on loopback.
-func startEtcd(out io.Writer, log *zap.Logger) (*embedded, error) {
+// devMember starts a member with an empty store on loopback, and returns what ends it.
+func devMember(out io.Writer, log *zap.Logger) (endpoint string, stop func(), err error) {
 	dir, err := os.MkdirTemp("", "rota-dev-")
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	address := freeAddress(out, "etcd", "127.0.0.1:2379")
-	cfg := embed.NewConfig()
-	cfg.Name, cfg.Dir = "rota-dev", dir
-	cfg.ListenClientUrls = []url.URL{{Scheme: "http", Host: address}}
-	cfg.AdvertiseClientUrls = cfg.ListenClientUrls
-	cfg.ListenPeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
-	cfg.AdvertisePeerUrls = cfg.ListenPeerUrls
-	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
-	cfg.TickMs, cfg.ElectionMs = 10, 100
-	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = "periodic", "1h"
-	quiet := log.Named("etcd").WithOptions(zap.IncreaseLevel(zap.DPanicLevel))
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(quiet)
-	etcd, err := embed.StartEtcd(cfg)
-	if err != nil {
-		os.RemoveAll(dir)
-		return nil, fmt.Errorf("etcd inside this process: %w", err)
+	endpoint = freeAddress(out, "etcd", "127.0.0.1:2379")
+	member, err := startMember(config.Embedded{Dir: dir, Name: "rota-dev", Client: endpoint}, log.WithOptions(zap.IncreaseLevel(zap.DPanicLevel)))
+	if err == nil {
+		select {
+		case <-member.Server.ReadyNotify():
+			return endpoint, func() { member.Close(); os.RemoveAll(dir) }, nil
+		case err = <-member.Err():
+		case <-time.After(20 * time.Second):
+			err = errors.New("not ready within 20s")
+		}
+		member.Close()
 	}
-	e := &embedded{address, etcd, dir}
-	select {
-	case <-etcd.Server.ReadyNotify():
-		return e, nil
-	case err := <-etcd.Err():
-		e.stop()
-		return nil, fmt.Errorf("etcd inside this process: %w", err)
-	case <-time.After(20 * time.Second):
-		e.stop()
-		return nil, errors.New("etcd inside this process was not ready within 20s")
-	}
+	os.RemoveAll(dir)
+	return "", nil, fmt.Errorf("etcd inside this process: %w", err)
 }
 
 // hello is a sample instance: a service as a Go developer writes one, with a client, and so a lease, of its own.

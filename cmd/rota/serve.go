@@ -127,6 +127,21 @@ func serve(cmd *cobra.Command, o *overrides) error {
 		return err
 	}
 	options := balancer.Options{Logger: log, Version: versionText(), Sockets: sockets, ConfigFile: file, LogLevel: &level}
+	if e := cfg.Etcd.Embedded; e.Dir != "" {
+		member, err := startMember(e, log.WithOptions(zap.IncreaseLevel(zap.WarnLevel)))
+		if err != nil {
+			return err
+		}
+		defer member.Close()
+		go func() {
+			if err := <-member.Err(); err != nil {
+				log.Error("the etcd member in this process has failed; the last table serves on", zap.Error(err))
+			}
+		}()
+		if cfg.Etcd.CACert+cfg.Etcd.Cert == "" { // its own certificate is as good as a client's
+			cfg.Etcd.CACert, cfg.Etcd.Cert, cfg.Etcd.Key = e.CACert, e.Cert, e.Key
+		}
+	}
 	if !cfg.Etcd.Disabled {
 		client, err := connect(cfg.Etcd, log)
 		if err != nil {
@@ -159,14 +174,21 @@ func serve(cmd *cobra.Command, o *overrides) error {
 		b.Reload(ctx, next.Dynamic)
 		log.Info("configuration reloaded", zap.String("config", orNone(file)))
 	}
-	return runUntilSignal(context.Background(), b, log, reload)
+	succeed := b.Handover
+	if cfg.Etcd.Embedded.Dir != "" {
+		succeed = func(context.Context) error { return errMember }
+	}
+	return runUntilSignal(context.Background(), b, log, reload, succeed)
 }
+
+// errMember says why a daemon with an etcd member inside has no successor.
+var errMember = errors.New("the etcd member in this process cannot be handed over: restart it, one balancer after the other")
 
 // sameSignal is how soon after the first signal another one counts as the same.
 const sameSignal = 250 * time.Millisecond
 
 // runUntilSignal runs a balancer until a signal or the end of ctx, and translates signals.
-func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logger, reload func(context.Context)) error {
+func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logger, reload func(context.Context), succeed func(context.Context) error) error {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, reopenSignal, handoverSignal)
 	defer signal.Stop(signals)
@@ -216,7 +238,7 @@ func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logge
 			case s == handoverSignal && stopping: // it is leaving anyway
 			case s == handoverSignal:
 				log.Info("starting a successor")
-				go func() { succeeded <- b.Handover(ctx) }()
+				go func() { succeeded <- succeed(ctx) }()
 			case !stopping:
 				stopping = true
 				stopped = time.Now()

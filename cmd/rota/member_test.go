@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/rota-lb/rota/internal/etcdtest"
+)
+
+// freeAddr is an address on loopback that nobody has at present.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+// One daemon with etcd inside keeps what it holds over a restart, and moves to an etcd elsewhere by another line.
+func TestEmbedded(t *testing.T) {
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok") }))
+	defer up.Close()
+	dir, client := filepath.Join(t.TempDir(), "etcd"), freeAddr(t)
+	const rest = "listeners: [{address: \"127.0.0.1:0\"}]\nadmin: {address: \"off\"}\nauto_routes: true\n"
+	config := write(t, "rota.yaml", fmt.Sprintf("etcd: {embedded: {dir: %s, client: %q}}\n%s", dir, client, rest))
+	start := func(file string) (*child, string) {
+		c := spawn(t, "serve", "-c", file)
+		return c, c.find(listening)
+	}
+	answers := func(address string) {
+		t.Helper()
+		until(t, "an answer", func() bool { status, _, _ := get(t, address, "web.localhost", "/"); return status == 200 })
+	}
+	c, address := start(config)
+	cli := etcdtest.NewClient(t, clientv3.Config{Endpoints: []string{client}})
+	if _, err := cli.Put(t.Context(), "/rota/services/web/a", up.Listener.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	answers(address)
+	c.Process.Signal(syscall.SIGUSR2)
+	c.find(`(cannot be handed over)`)
+	answers(address)
+	c.Process.Signal(syscall.SIGTERM)
+	if status := c.exit(); status != 0 {
+		t.Errorf("exit %d: %s", status, c.out)
+	}
+	c, address = start(config)
+	answers(address)
+
+	// The same daemon, with an etcd elsewhere.
+	elsewhere := etcdtest.Start(t)
+	if _, err := elsewhere.Client().Put(t.Context(), "/rota/services/web/b", up.Listener.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	_, address = start(write(t, "rota.yaml", fmt.Sprintf("etcd: {endpoints: [%q]}\n%s", elsewhere.Endpoints()[0], rest)))
+	answers(address)
+}
+
+// Three daemons are a cluster, with TLS; one of them may go.
+func TestEmbeddedCluster(t *testing.T) {
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok") }))
+	defer up.Close()
+	cert, key, _ := keyPair(t, "member")
+	names := []string{"a", "b", "c"}
+	members, clients := "", map[string]string{}
+	for _, n := range names {
+		members += fmt.Sprintf("%s: %q, ", n, freeAddr(t))
+		clients[n] = freeAddr(t)
+	}
+	dir := t.TempDir()
+	daemons, addresses := map[string]*child{}, map[string]string{}
+	for _, n := range names {
+		daemons[n] = spawn(t, "serve", "-c", write(t, "rota.yaml", fmt.Sprintf(`
+etcd: {embedded: {dir: %s, name: %s, client: %q, members: {%s}, cert: %s, key: %s, cacert: %s}}
+listeners: [{address: "127.0.0.1:0"}]
+admin: {address: "off"}
+auto_routes: true
+`, filepath.Join(dir, n), n, clients[n], members, cert, key, cert)))
+	}
+	for _, n := range names {
+		addresses[n] = daemons[n].find(listening)
+	}
+	put := func(through, id string) {
+		t.Helper()
+		until(t, "a record by "+through, func() bool {
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			_, err := secure(t, clients[through], cert, key).Put(ctx, "/rota/services/"+id+"/a", up.Listener.Addr().String())
+			return err == nil
+		})
+	}
+	put("a", "web")
+	for _, n := range names {
+		until(t, "an answer of "+n, func() bool { status, _, _ := get(t, addresses[n], "web.localhost", "/"); return status == 200 })
+	}
+	daemons["a"].Process.Kill()
+	put("b", "more")
+	for _, n := range names[1:] {
+		until(t, "an answer of "+n, func() bool { status, _, _ := get(t, addresses[n], "more.localhost", "/"); return status == 200 })
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if _, err := secure(t, clients["b"], cert, "").Get(ctx, "/rota/services/web/a"); err == nil {
+		t.Error("who has no certificate is let in")
+	}
+}
+
+// secure is a client that trusts a certificate, and shows it if it has the key.
+func secure(t *testing.T, endpoint, cert, key string) *clientv3.Client {
+	t.Helper()
+	pem, err := os.ReadFile(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := &tls.Config{RootCAs: x509.NewCertPool()}
+	cfg.RootCAs.AppendCertsFromPEM(pem)
+	if key != "" {
+		pair, err := tls.LoadX509KeyPair(cert, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Certificates = []tls.Certificate{pair}
+	}
+	return etcdtest.NewClient(t, clientv3.Config{Endpoints: []string{"https://" + endpoint}, TLS: cfg})
+}
