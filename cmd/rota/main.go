@@ -113,7 +113,7 @@ them at once. Nothing is rendered and nothing is reloaded.
 	cmd.AddCommand(serveCommand(), devCommand(), registerCommand(), checkCommand(), statusCommand(),
 		servicesCommand(), instancesCommand(), routesCommand(), whyCommand(), eventsCommand(),
 		drainCommand(), undrainCommand(), weightCommand(), policiesCommand(), planCommand(), topCommand(), configCommand(),
-		loglevelCommand(), healthcheckCommand(), manCommand(), versionCommand())
+		loglevelCommand(), healthcheckCommand(), manCommand(), importCommand(), versionCommand())
 	return cmd
 }
 

@@ -104,8 +104,9 @@ var table = []row{
 	// Programs.
 	{pkg: "cmd/rota/internal/sdnotify", outside: []string{"golang.org/x/sys/..."}},
 	{pkg: "cmd/rota/internal/sidecar", module: []string{"registry"}, outside: []string{zap}},
+	{pkg: "cmd/rota/internal/importer", module: []string{"config", "registry/codec"}, outside: []string{"go.etcd.io/etcd/client/v3"}},
 	{
-		pkg: "cmd/rota", module: []string{public, "cmd/rota/internal/sdnotify", "cmd/rota/internal/sidecar"},
+		pkg: "cmd/rota", module: []string{public, "cmd/rota/internal/importer", "cmd/rota/internal/sdnotify", "cmd/rota/internal/sidecar"},
 		outside: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", retryable, "go.etcd.io/etcd/server/v3/embed", "go.etcd.io/etcd/client/pkg/v3/transport", zap, "golang.org/x/term"},
 	},
 	{pkg: "examples/hello", module: []string{public}},
