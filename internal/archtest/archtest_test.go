@@ -107,7 +107,7 @@ var table = []row{
 	{pkg: "cmd/rota/internal/importer", module: []string{"config", "registry/codec"}, outside: []string{"go.etcd.io/etcd/client/v3"}},
 	{
 		pkg: "cmd/rota", module: []string{public, "cmd/rota/internal/importer", "cmd/rota/internal/sdnotify", "cmd/rota/internal/sidecar"},
-		outside: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", retryable, "go.etcd.io/etcd/server/v3/embed", "go.etcd.io/etcd/client/pkg/v3/transport", zap, "golang.org/x/term"},
+		outside: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", retryable, "go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/server/v3/embed", "go.etcd.io/etcd/client/pkg/v3/transport", zap, "golang.org/x/term"},
 	},
 	{pkg: "examples/hello", module: []string{public}},
 	{pkg: "examples/flask"},
