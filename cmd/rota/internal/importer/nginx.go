@@ -283,8 +283,8 @@ func (w *work) accessLog(d *directive) {
 	case path != "":
 		w.at(d, "name an absolute path under log.access", "access_log %s: relative to nginx's own directory", path)
 	}
-	if len(d.args) > 1 && path != "off" {
-		w.at(d, "", "access_log: the format is left behind; Rota's lines are JSON")
+	if format := d.arg(1); format != "" && format != "combined" && path != "off" {
+		w.at(d, "write it as log.format: the variables have nginx's names", "access_log: the format %s is left behind; lines are in the format combined", format)
 	}
 }
 

@@ -214,7 +214,11 @@ func (w *work) yaml() []byte {
 		line(0, "trusted_proxies: [%s]", list(w.trusted))
 	}
 	if w.log != "" {
-		line(0, "log: {access: %s}", quoted(w.log))
+		format := ", format: combined"
+		if w.log == "off" {
+			format = ""
+		}
+		line(0, "log: {access: %s%s}", quoted(w.log), format)
 	}
 	return b.Bytes()
 }
