@@ -52,14 +52,14 @@ func TestEmbedded(t *testing.T) {
 		t.Fatal(err)
 	}
 	answers(address)
-	c.Process.Signal(syscall.SIGUSR2)
+	c.Process.Signal(handoverSignal)
 	c.find(`(cannot be handed over)`)
 	answers(address)
 	c.Process.Signal(syscall.SIGTERM)
 	if status := c.exit(); status != 0 {
 		t.Errorf("exit %d: %s", status, c.out)
 	}
-	c, address = start(config)
+	_, address = start(config)
 	answers(address)
 
 	// The same daemon, with an etcd elsewhere.

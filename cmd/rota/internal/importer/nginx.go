@@ -36,7 +36,6 @@ type work struct {
 	notebook
 	out
 	base      string // directory of relative file names
-	tree      []*directive
 	upstreams map[string]*directive
 	zones     map[string]*directive // limit_req_zone and limit_conn_zone by name
 	claimed   map[string]*site      // by host; "" is what no other has
