@@ -31,19 +31,22 @@ func shell(first string, list ...string) *exec.Cmd {
 
 const adminURL = `"admin API","url":"http://([^"]+)"`
 
-// figure is the value of a metric without labels.
-func figure(t *testing.T, admin, name string) float64 {
+// figure is the value of a metric, over all of its labels.
+func figure(t *testing.T, admin, name string) (sum float64) {
 	t.Helper()
 	status, text, _ := get(t, admin, admin, "/metrics")
-	m := regexp.MustCompile(`(?m)^` + name + ` ([0-9.e+]+)$`).FindStringSubmatch(text)
-	if status != 200 || m == nil {
+	list := regexp.MustCompile(`(?m)^`+name+`(?:\{[^}]*\})? ([0-9.e+]+)$`).FindAllStringSubmatch(text, -1)
+	if status != 200 || list == nil {
 		t.Fatalf("no %s in the metrics: %d", name, status)
 	}
-	v, err := strconv.ParseFloat(m[1], 64)
-	if err != nil {
-		t.Fatal(err)
+	for _, m := range list {
+		v, err := strconv.ParseFloat(m[1], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += v
 	}
-	return v
+	return sum
 }
 
 // ticks is the CPU time that a process has used, to a hundredth of a second.
@@ -91,7 +94,7 @@ func TestDescriptors(t *testing.T) {
 			}
 			register("a", named(t, "a"))
 			until(t, "routable", func() bool { status, _, _ := get(t, address, "web.localhost", "/"); return status == 200 })
-			resets := figure(t, admin, "rota_registry_resets_total")
+			resets := figure(t, admin, "rota_registry_relists_total")
 			calm := func(what string) {
 				t.Helper()
 				before := ticks(t, pid)
@@ -186,7 +189,7 @@ func TestDescriptors(t *testing.T) {
 			if status, _, _ := get(t, admin, admin, "/livez"); status != 200 {
 				t.Errorf("livez: %d", status)
 			}
-			if n := figure(t, admin, "rota_registry_resets_total"); n != resets || figure(t, admin, "rota_registry_connected") != 1 {
+			if n := figure(t, admin, "rota_registry_relists_total"); n != resets || figure(t, admin, "rota_registry_connected") != 1 {
 				t.Errorf("the connection to etcd broke: %v resets, %v before", n, resets)
 			}
 			c.Process.Signal(syscall.SIGTERM)
