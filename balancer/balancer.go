@@ -13,7 +13,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -37,7 +36,6 @@ import (
 	"github.com/rota-lb/rota/balancer/internal/route"
 	"github.com/rota-lb/rota/balancer/internal/telemetry"
 	"github.com/rota-lb/rota/balancer/internal/tracing"
-	"github.com/rota-lb/rota/balancer/pool"
 	"github.com/rota-lb/rota/config"
 	"github.com/rota-lb/rota/registry"
 )
@@ -511,101 +509,4 @@ func (b *Balancer) ready() (bool, []string) {
 		return true, []string{"the registry is out of reach; serving the last table"}
 	}
 	return true, nil
-}
-
-// observer turns records of exchanges into access log lines, and tells the control plane who refuses connections.
-type observer struct {
-	log     *telemetry.AccessLog
-	journal *journal.Journal
-	tracing *tracing.Tracing
-	control *control.Controller
-}
-
-func (o observer) Refused(e *pool.Endpoint) { o.control.Refused(e) }
-
-func (o observer) Failing(e *pool.Endpoint) { o.control.Failing(e) }
-
-func (o observer) Done(r *proxy.Record) {
-	o.remember(r)
-	if r.Trace != nil {
-		o.tracing.Add(traced(r))
-	}
-	if o.log == nil {
-		return
-	}
-	a := telemetry.Access{
-		Start: r.Start, Client: r.Client, Method: r.Method, Host: r.Host, URI: r.Path, Query: r.Query,
-		UserAgent: r.UserAgent, Referer: r.Referer, ID: r.ID, Minor: r.Minor, TLS: r.TLS, Status: r.Status, UpstreamStatus: r.UpstreamStatus,
-		Attempts: r.Attempts, Size: r.BytesOut, BodySize: max(0, r.BytesOut-r.HeadOut), BytesRead: r.BytesIn, Duration: r.Duration, UpstreamLatency: r.Upstream,
-		Reason: string(r.Reason), Flag: r.Reason.Flag(), TableRevision: r.Table.Revision,
-	}
-	if r.Route != nil {
-		a.Route = r.Route.Name
-	}
-	if r.Service != nil {
-		a.Service = r.Service.Name
-	}
-	if r.Endpoint != nil {
-		a.Upstream = r.Endpoint.Name
-	}
-	if r.Trace != nil {
-		a.Trace = hex.EncodeToString(r.Trace.ID[:])
-	}
-	o.log.Log(r.Loop, &a)
-}
-
-// remember keeps an exchange in the journal if it is worth that.
-func (o observer) remember(r *proxy.Record) {
-	notable := r.Reason != "" || r.Status >= 500 || r.Attempts > 1 || r.Duration >= journal.Slow && r.Protocol == pool.HTTP
-	wanted, sampled := o.journal.Wants(r.Loop, r.Start.Add(r.Duration), notable)
-	if !wanted || len(r.Path) == 0 {
-		return
-	}
-	e := journal.Entry{
-		At: r.Start, ID: string(r.ID), Method: string(r.Method), Host: string(r.Host), Path: string(r.Path), Query: string(telemetry.Redact(r.Query)),
-		Status: r.Status, UpstreamStatus: r.UpstreamStatus, Reason: string(r.Reason), Attempts: r.Attempts,
-		Duration: r.Duration, UpstreamTook: r.Upstream, Revision: r.Table.Revision, Sampled: sampled,
-	}
-	if r.Client.IsValid() {
-		e.Client = r.Client.Addr().String()
-	}
-	if r.Route != nil {
-		e.Route = r.Route.Name
-	}
-	if r.Service != nil {
-		e.Service = r.Service.Name
-	}
-	if r.Endpoint != nil {
-		e.Upstream = r.Endpoint.Name
-	}
-	o.journal.Add(r.Loop, e, notable)
-}
-
-// traced is what spans are made of, of an exchange that is traced.
-func traced(r *proxy.Record) tracing.Exchange {
-	x := tracing.Exchange{
-		Trace: tracing.TraceID(r.Trace.ID), Parent: tracing.SpanID(r.Trace.Parent), Span: tracing.SpanID(r.Trace.Span), Start: r.Start, Duration: r.Duration,
-		Method: string(r.Method), Host: string(r.Host), Path: string(r.Path), Query: string(telemetry.Redact(r.Query)), Scheme: "http",
-		UserAgent: string(r.UserAgent), Minor: r.Minor, Status: r.Status, Reason: string(r.Reason), ID: string(r.ID), Revision: r.Table.Revision,
-	}
-	if r.TLS {
-		x.Scheme = "https"
-	}
-	if a := r.Client.Addr(); a.IsValid() {
-		x.Client = a.String()
-	}
-	if r.Route != nil {
-		x.Route = r.Route.Name
-	}
-	if r.Service != nil {
-		x.Service = r.Service.Name
-	}
-	for _, a := range r.Trace.Attempts {
-		if a.Endpoint != nil { // else it was never made
-			x.Attempts = append(x.Attempts, tracing.Attempt{
-				Span: tracing.SpanID(a.ID), Start: a.Start, End: a.End, Upstream: a.Endpoint.Name, Status: a.Status, Reason: string(a.Reason),
-			})
-		}
-	}
-	return x
 }

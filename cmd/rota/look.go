@@ -399,7 +399,8 @@ func watchInstances(cmd *cobra.Command, l *look, list []string) error {
 
 func routesCommand() *cobra.Command {
 	var l look
-	return group("routes", "Look at routes, and write those in etcd", append(routeValues(), l.flags(&cobra.Command{
+	var watch look
+	return group("routes", "Look at routes, and write those in etcd", append(routeValues(), watchRoutes(&watch), l.flags(&cobra.Command{
 		Use: "ls", Short: "List routes by precedence, and those that never match", Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if l.etcdctl {
@@ -421,6 +422,56 @@ func routesCommand() *cobra.Command {
 			})
 		},
 	}))...)
+}
+
+// watchRoutes prints changes of the routes in effect until Ctrl-C.
+func watchRoutes(l *look) *cobra.Command {
+	return l.flags(&cobra.Command{
+		Use: "watch", Short: "Print changes of routes as they happen", Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if l.etcdctl {
+				return l.etcdctlLine(cmd.OutOrStdout(), "watch", "/routes/", true)
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt)
+			defer stop()
+			tick := time.NewTicker(200 * time.Millisecond)
+			defer tick.Stop()
+			var seen map[balancer.Route]bool
+			for {
+				var r balancer.Routes
+				if _, err := l.get(ctx, "/api/v1/routes", &r); ctx.Err() != nil {
+					return nil
+				} else if err != nil {
+					return err
+				}
+				now := map[balancer.Route]bool{}
+				for _, x := range r.Routes {
+					if now[x] = true; !seen[x] {
+						l.tellRoute(cmd.OutOrStdout(), "added", x)
+					}
+				}
+				for x := range seen {
+					if !now[x] {
+						l.tellRoute(cmd.OutOrStdout(), "gone", x)
+					}
+				}
+				seen = now
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-tick.C:
+				}
+			}
+		},
+	})
+}
+
+func (l *look) tellRoute(w io.Writer, mark string, r balancer.Route) {
+	if l.output == "json" {
+		json.NewEncoder(w).Encode(map[string]any{"change": mark, "route": r})
+		return
+	}
+	fmt.Fprintf(w, "%s  %-8s %s (%s)  %s%s  %s\n", time.Now().Format("15:04:05.000"), mark, printable(r.Name), r.Source, printable(r.Host), printable(r.Path), r.Service)
 }
 
 func routeRow(w io.Writer, r balancer.Route, note string) {

@@ -460,6 +460,17 @@ func TestServeWithEtcd(t *testing.T) {
 	if status := watch.exit(); status != 0 {
 		t.Errorf("watch ended with %d", status)
 	}
+	routes := spawn(t, "routes", "watch")
+	put("/rota/routes/r3", `{"path":"/three","service":"web"}`)
+	routes.find(`(added +r3 \(etcd\) +/three +web)`)
+	if _, err := etcd.Client().Delete(t.Context(), "/rota/routes/r3"); err != nil {
+		t.Fatal(err)
+	}
+	routes.find(`(gone +r3)`)
+	routes.Process.Signal(os.Interrupt)
+	if status := routes.exit(); status != 0 {
+		t.Errorf("watch ended with %d", status)
+	}
 	if status, _, errs := command(t, "services", "get", "nope"); status != exitFailed || !strings.Contains(errs, "nope") {
 		t.Errorf("an unknown service: %d %s", status, errs)
 	}
