@@ -380,7 +380,7 @@ func TestServeWithEtcd(t *testing.T) {
 		{"instances ls web", []string{"registered"}},
 		{"instances get web b", []string{"10.0.0.1:80", "evil", "draining"}},
 		{"routes ls", []string{"r1", "etcd", "a.example.com"}},
-		{"why http://a.example.com/x", []string{"r1 (etcd)", "yes", "answer", "of one of those marked yes"}},
+		{"why http://a.example.com/x", []string{"r1 (etcd), revision ", "registered, revision ", "yes", "answer", "of one of those marked yes"}},
 		{"why POST http://other.example.com/", []string{"404 no_route", "not r1: the host is"}},
 		{"why --request-id lost-1", []string{"404 after", "no_route", "/lost?token=REDACTED", "now"}},
 		{"top --rounds 2 -n 100ms", []string{"REQUESTS/S", "P99", "all", "web", "ready"}},

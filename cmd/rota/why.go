@@ -54,6 +54,14 @@ func whyCommand() *cobra.Command {
 	return cmd
 }
 
+// atRevision names the revision of a key; nothing where there is none.
+func atRevision(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", revision %d", n)
+}
+
 // mostLosers is how many routes are listed unless all are asked for.
 const mostLosers = 5
 
@@ -81,7 +89,7 @@ func explain(w io.Writer, why *balancer.Why, all bool) {
 	case why.Redirect:
 		fmt.Fprintf(w, "route\t%s (%s): a redirect\n", printable(r.Name), r.Source)
 	default:
-		fmt.Fprintf(w, "route\t%s (%s)\n", printable(r.Name), r.Source)
+		fmt.Fprintf(w, "route\t%s (%s)%s\n", printable(r.Name), r.Source, atRevision(r.Revision))
 	}
 	for i, loser := range why.Losers {
 		if i == mostLosers && !all {
@@ -91,10 +99,10 @@ func explain(w io.Writer, why *balancer.Why, all bool) {
 		fmt.Fprintf(w, "\tnot %s: %s\n", printable(loser.Route.Name), printable(loser.Why))
 	}
 	if why.Service != "" {
-		fmt.Fprintf(w, "service\t%s, %s\n", printable(why.Service), why.Policy)
+		fmt.Fprintf(w, "service\t%s, %s%s\n", printable(why.Service), why.Policy, atRevision(why.PolicyRevision))
 	}
 	for _, c := range why.Candidates {
-		text := fmt.Sprintf("%s %s: %s, %s", printable(c.ID), printable(c.Address), c.State, printable(c.Reason))
+		text := fmt.Sprintf("%s %s: %s, %s%s", printable(c.ID), printable(c.Address), c.State, printable(c.Reason), atRevision(c.Revision))
 		if !c.Since.IsZero() {
 			text += fmt.Sprintf(", for %s", time.Since(c.Since).Round(time.Second))
 		}

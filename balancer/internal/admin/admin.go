@@ -187,6 +187,8 @@ type Route struct {
 	Strip    bool   `json:"strip_prefix,omitempty"`
 	Priority int    `json:"priority,omitempty"`
 	Timeout  string `json:"timeout,omitempty"`
+	// Revision is that of its key in the registry, or of the grant that covers it; zero when it is from the file.
+	Revision int64 `json:"revision,omitempty"`
 }
 
 // Conflict is a route that never matches because another takes all its requests.
@@ -436,7 +438,7 @@ func (a *API) routes(w http.ResponseWriter, r *http.Request) {
 func asRoute(r *route.Route) Route {
 	v := Route{
 		Name: r.Name, Source: r.Source.String(), Host: r.Host, Path: r.Path, Service: r.Service,
-		Strip: r.Strip, Priority: r.Priority,
+		Strip: r.Strip, Priority: r.Priority, Revision: r.Revision,
 	}
 	if r.Exact {
 		v.Path = "=" + r.Path

@@ -24,8 +24,10 @@ type Why struct {
 	Service    string      `json:"service,omitempty"`
 	Policy     string      `json:"policy,omitempty"`
 	Candidates []Candidate `json:"candidates,omitempty"`
-	Generation uint64      `json:"table_generation"`
-	Revision   int64       `json:"table_revision"`
+	// PolicyRevision is that of the policy's key in the registry; zero when it has none.
+	PolicyRevision int64  `json:"policy_revision,omitempty"`
+	Generation     uint64 `json:"table_generation"`
+	Revision       int64  `json:"table_revision"`
 	// Exchange is what became of the request whose id was asked about. The rest is about another one like it, now.
 	Exchange *Exchange `json:"exchange,omitempty"`
 }
@@ -136,7 +138,7 @@ func (a *API) why(w http.ResponseWriter, r *http.Request) {
 		problem(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
-	out.Service, out.Policy = choice.Service, choice.Policy
+	out.Service, out.Policy, out.PolicyRevision = choice.Service, choice.Policy, choice.Revision
 	if to.Pool.Len() == 0 {
 		out.Reason = "no_healthy_upstream"
 	}

@@ -636,23 +636,24 @@ const trimAfter = 10_000
 // routes are all routes: those of the file, of etcd, and of claims.
 func (c *Controller) routes(file []config.Route, etcd map[string]kv[config.Route]) []route.Route {
 	list := make([]route.Route, 0, len(file)+len(etcd))
-	add := func(r config.Route, source route.Source, order int64) {
+	add := func(r config.Route, source route.Source, order, revision int64) {
 		converted, err := convert(r, source, order)
 		if err != nil {
 			c.Logger.Error("route not used", zap.String("route", r.Name), zap.Error(err))
 			return
 		}
+		converted.Revision = revision
 		list = append(list, converted)
 	}
 	for i, r := range file {
-		add(r, route.File, int64(i))
+		add(r, route.File, int64(i), 0)
 	}
 	for _, name := range slices.Sorted(maps.Keys(etcd)) {
-		add(etcd[name].value, route.Etcd, etcd[name].created)
+		add(etcd[name].value, route.Etcd, etcd[name].created, etcd[name].modified)
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.claims)) {
 		for _, r := range c.claims[name].routes(name) {
-			add(r, route.Claimed, c.grants[name].created)
+			add(r, route.Claimed, c.grants[name].created, c.grants[name].modified)
 		}
 	}
 	return list

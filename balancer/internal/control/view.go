@@ -157,6 +157,7 @@ func (c *Controller) LeaseLeft(ctx context.Context, lease int64) (time.Duration,
 type Choice struct {
 	Service   string
 	Policy    string
+	Revision  int64 // of the policy's key; zero when there is none
 	Endpoints []Candidate
 }
 
@@ -178,7 +179,7 @@ func (c *Controller) Choice(ctx context.Context, p *pool.Pool) (choice Choice, e
 }
 
 func (c *Controller) choice(p *pool.Pool) Choice {
-	choice := Choice{Service: p.Service.Name, Policy: p.Policy}
+	choice := Choice{Service: p.Service.Name, Policy: p.Policy, Revision: c.policies[p.Service.Name].modified}
 	weights := make(map[*pool.Endpoint]int, len(p.Weights))
 	for _, m := range p.Weights {
 		weights[m.Endpoint] = m.Weight

@@ -48,6 +48,8 @@ type Route struct {
 	Timeout time.Duration
 	// Order is the age among routes of one source: position in the file, or create revision.
 	Order int64
+	// Revision is that of the key it comes from; zero when it is from the file. It is for showing only.
+	Revision int64
 	// Rules are what the route asks for beyond that; nil for most routes.
 	Rules *Rules
 
