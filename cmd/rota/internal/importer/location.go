@@ -37,7 +37,7 @@ func (w *work) siteRoutes(s *site, host string) {
 			w.rewrite(whole, d)
 		}
 	}
-	root := w.locations(s, s.scope, host)
+	root := w.locations(s, s.scope, host, "")
 	if !root { // nginx would look for files here; nothing of that may fall to another server's routes
 		w.closed(whole, s.of, "what no location takes: nginx serves files there")
 	}
@@ -52,8 +52,9 @@ func firstOf(list []*directive, name string) *directive {
 	return nil
 }
 
-// locations converts those in a block, and reports whether one of them takes all.
-func (w *work) locations(s *site, up *scope, host string) (root bool) {
+// locations converts those in a block, and reports whether one of them takes all. Those within another one count below
+// its path only.
+func (w *work) locations(s *site, up *scope, host, within string) (root bool) {
 	for _, d := range up.block {
 		if d.name != "location" {
 			continue
@@ -75,13 +76,20 @@ func (w *work) locations(s *site, up *scope, host string) (root bool) {
 			p.modifier, p.path = d.args[0], d.args[1]
 		}
 		if p.modifier == "" && strings.HasPrefix(p.path, "@") {
-			w.at(d, "", "location %s: named locations are for error pages and try_files, which Rota has not", p.path)
+			w.at(d, "", "location %s: taken where try_files ends in it, and left out elsewhere: Rota has no error pages of one's own", p.path)
 			continue
+		}
+		if (p.modifier == "~" || p.modifier == "~*") && within != "" && !strings.HasPrefix(p.path, "^"+within) {
+			p.path = "^" + regexp.QuoteMeta(within) + ".*(?:" + p.path + ")"
 		}
 		w.nested(p.scope)
 		if firstOf(d.block, "location") != nil {
 			w.at(d, "see that each of them is right", "location %s: the locations in it become routes beside it", p.path)
-			root = w.locations(s, p.scope, host) || root
+			below := within
+			if p.modifier == "" || p.modifier == "^~" {
+				below = p.path
+			}
+			root = w.locations(s, p.scope, host, below) || root
 		}
 		root = root || p.modifier == "" && p.path == "/" || p.modifier == "^~" && p.path == "/"
 		w.location(p)
@@ -118,11 +126,37 @@ func (w *work) location(p *place) {
 			w.closed(p, d, d.name+": Rota speaks HTTP/1.1 to instances")
 			return
 		case "root", "alias", "try_files":
-			w.closed(p, d, "files")
-			return
+			if named := p.named(d); named != nil {
+				w.at(d, "let the service answer for these files", "%s: nothing here reads files: all requests go on to %s", d.text(), d.arg(len(d.args)-1))
+				p.scope = p.site.under(named)
+				if guard := access(p.scope); guard != nil {
+					w.closed(p, guard, "what "+guard.name+" guards")
+				} else {
+					w.pass(p, firstOf(named.block, "proxy_pass"))
+				}
+				return
+			}
+			if d.name != "root" || firstOf(p.scope.block, "try_files") == nil { // else that one decides
+				w.closed(p, d, "files")
+				return
+			}
 		}
 	}
 	w.closed(p, p.d, "what has no proxy_pass")
+}
+
+// named returns the location with proxy_pass that try_files ends in, as in "try_files $uri @app", or nil.
+func (p *place) named(tries *directive) *directive {
+	name := tries.arg(len(tries.args) - 1)
+	if tries.name != "try_files" || !strings.HasPrefix(name, "@") {
+		return nil
+	}
+	for _, d := range p.site.of.block {
+		if d.name == "location" && d.arg(0) == name && firstOf(d.block, "proxy_pass") != nil {
+			return d
+		}
+	}
+	return nil
 }
 
 // access returns what guards a block, or nil: what was closed is not to be opened.
@@ -140,15 +174,20 @@ func access(s *scope) *directive {
 			case "limit_except":
 				return d
 			case "if":
-				for _, in := range d.block {
-					if in.name == "deny" || in.name == "return" && (strings.HasPrefix(in.arg(0), "4") || strings.HasPrefix(in.arg(0), "5")) {
-						return d
-					}
+				if refuses(d) {
+					return d
 				}
 			}
 		}
 	}
 	return nil
+}
+
+// refuses reports whether an if turns requests away.
+func refuses(d *directive) bool {
+	return slices.ContainsFunc(d.block, func(in *directive) bool {
+		return in.name == "deny" || in.name == "return" && (strings.HasPrefix(in.arg(0), "4") || strings.HasPrefix(in.arg(0), "5"))
+	})
 }
 
 // closed makes a route to a service without instances, in place of one that would open what was not open, or that would let
@@ -157,7 +196,31 @@ func (w *work) closed(p *place, d *directive, what string) {
 	w.at(d, fmt.Sprintf("give the route a service, or remove it; until then it answers 503 (service %s)", closedService),
 		"%s: not carried over: %s", p, what)
 	w.serviceOf(closedService, "has no instances: what could not be carried over is answered by 503")
+	if p.modifier == "~" || p.modifier == "~*" {
+		r := config.Route{Name: "a", Path: "~" + pattern(p.path, p.modifier == "~*"), Service: closedService}
+		if _, err := config.ParseRoute("a", asJSON(r)); err != nil { // rather too much than too little
+			whole := *p
+			whole.modifier, whole.path = "^~", begins(p.path, p.modifier == "~*")
+			w.at(d, "write its expression as RE2 has it", "%s: Rota cannot read the expression, so all of %s is closed", p, whole.path)
+			p = &whole
+		}
+	}
 	w.emit(p, config.Route{Service: closedService}, d)
+}
+
+// begins is the directory that all paths of an expression are in, as far as that is plain.
+func begins(re string, fold bool) string {
+	re, anchored := strings.CutPrefix(re, "^")
+	if !anchored || fold || alternatives(re) {
+		return "/"
+	}
+	end := len(re)
+	if i := strings.IndexFunc(re, func(c rune) bool {
+		return c > '~' || !strings.ContainsRune("/-_~", c) && notName.MatchString(string(c)) || c == '.'
+	}); i >= 0 {
+		end = i
+	}
+	return re[:max(strings.LastIndexByte(re[:end], '/'), 0)] + "/"
 }
 
 // String names a place for a note.
@@ -188,10 +251,13 @@ func (w *work) emit(p *place, r config.Route, d *directive) {
 	r.Name = w.nameOf(p)
 	if _, err := config.ParseRoute(r.Name, asJSON(r)); err != nil {
 		w.refused(d, err)
+		if p.d.name == "location" {
+			w.at(p.d, "write the route by hand", "%s: left out, so its requests go to other routes", p)
+		}
 		return
 	}
 	for _, o := range w.routes {
-		if o.Host == r.Host && o.Path == r.Path {
+		if o.Host == r.Host && o.Path == r.Path && o.high == high {
 			w.at(d, "", "%s: the same place as in line %d, which is taken", p, o.line)
 			return
 		}
@@ -411,8 +477,8 @@ func (w *work) pass(p *place, d *directive) {
 		return
 	}
 	r := config.Route{Service: name, RequestHeaders: w.requestHeaders(p), ResponseHeaders: w.responseHeaders(p.scope)}
-	if uri == "" {
-		uri = w.breaking(p) // the same by rewrite … break
+	if by := w.breaking(p, uri != ""); uri == "" {
+		uri = by // the same by rewrite … break
 	}
 	if uri != "" && !w.replace(p, d, &r, uri) {
 		w.closed(p, d, d.text())
@@ -443,14 +509,15 @@ func (w *work) pass(p *place, d *directive) {
 	w.emit(p, r, d)
 }
 
-// breaking recognises "rewrite ^/api/(.*)$ /$1 break": a prefix is replaced.
-func (w *work) breaking(p *place) (uri string) {
+// breaking recognises "rewrite ^/api/(.*)$ /$1 break": a prefix is replaced. What is not that is noted, and all of it where
+// the prefix is replaced already.
+func (w *work) breaking(p *place, replaced bool) (uri string) {
 	for _, d := range p.scope.block {
 		if d.name != "rewrite" || d.arg(2) == "permanent" || d.arg(2) == "redirect" {
 			continue
 		}
 		prefix := strings.TrimRight(p.path, "/")
-		re, isBreak := strings.TrimPrefix(d.arg(0), "^"), d.arg(2) == "break"
+		re, isBreak := strings.TrimPrefix(d.arg(0), "^"), d.arg(2) == "break" && !replaced
 		re = strings.TrimSuffix(re, "$")
 		to, one := strings.CutSuffix(d.arg(1), "$1")
 		switch {

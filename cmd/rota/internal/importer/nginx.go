@@ -195,13 +195,25 @@ func (w *work) tell(list []*directive) {
 			w.at(d, "write routes by host, header or query", "%s: Rota has no maps", d.text())
 		case "split_clients":
 			w.at(d, "write split: […] at the route", "%s: not carried over", d.text())
-		case "upstream", "if", "limit_except": // looked at elsewhere
+		case "if":
+			if !refuses(d) { // else what it guards is closed, see access
+				w.at(d, "write a route with headers, query or methods", "%s { %s … }: not carried over: Rota has the conditions of routes only", d.text(), inside(d))
+			}
+		case "upstream", "limit_except": // looked at elsewhere
 		default:
 			if ok {
 				w.tell(d.block)
 			}
 		}
 	}
+}
+
+// inside is the first directive of a block.
+func inside(d *directive) string {
+	if len(d.block) == 0 {
+		return ""
+	}
+	return d.block[0].text() + ";"
 }
 
 // setting is the value of name= among the arguments.
@@ -258,6 +270,14 @@ func (w *work) nested(s *scope) {
 			w.trust(d)
 		case "real_ip_header":
 			w.realIPHeader(d)
+		case "limit_conn":
+			if s.of.name == "location" {
+				w.at(d, "use max_concurrent of the service, or write it at the server", "%s: Rota bounds connections per listener, not per location", d.text())
+			}
+		case "root", "alias", "try_files":
+			if s.of.name == "server" {
+				w.at(d, "let a service answer for these files", "%s: nothing here reads files", d.text())
+			}
 		}
 	}
 }

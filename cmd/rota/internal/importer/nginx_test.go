@@ -124,6 +124,16 @@ func TestIncludes(t *testing.T) {
 	}
 }
 
+func TestBegins(t *testing.T) {
+	for re, want := range map[string]string{
+		`^/admin/(?!x)`: "/admin/", `^/admin(?!x)`: "/", `^/a/b-c/d.e`: "/a/b-c/", `\.bak$`: "/", `^/a/x|^/b`: "/", `^/`: "/", `^`: "/", ``: "/",
+	} {
+		if got := begins(re, false); got != want {
+			t.Errorf("%s begins with %s, want %s", re, got, want)
+		}
+	}
+}
+
 func FuzzNginx(f *testing.F) {
 	files, _ := filepath.Glob("testdata/*.conf")
 	more, _ := filepath.Glob("testdata/*/*.conf")
