@@ -220,6 +220,7 @@ func runUntilSignal(parent context.Context, b *balancer.Balancer, log *zap.Logge
 		case err := <-succeeded:
 			if err != nil {
 				log.Error("hand-over failed; going on as before", zap.Error(err))
+				manager.Ready() // the successor may have said that it is the main process
 				continue
 			}
 			log.Info("the successor serves; draining")
