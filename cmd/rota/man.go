@@ -8,14 +8,19 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/rota-lb/rota/config"
 )
 
 func manCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "man <directory>", Short: "Write the manual pages, one for each command", Args: args(cobra.ExactArgs(1)),
+		Use: "man <directory>", Short: "Write the manual pages, one for each command and one for rota.yaml", Args: args(cobra.ExactArgs(1)),
 		Example: "  rota man /usr/share/man/man1",
 		RunE: func(cmd *cobra.Command, list []string) error {
 			if err := os.MkdirAll(list[0], 0o755); err != nil {
+				return err
+			}
+			if err := os.WriteFile(filepath.Join(list[0], "rota.yaml.5"), []byte(configPage()), 0o644); err != nil {
 				return err
 			}
 			return manual(cmd.Root(), list[0])
@@ -103,6 +108,17 @@ func page(cmd *cobra.Command, name string) string {
 		}
 	}
 	return b.String()
+}
+
+// configPage is the manual page of the configuration file: the example has every key with its meaning and default.
+func configPage() string {
+	return ".TH ROTA.YAML 5 \"\" \"rota " + troff(versionText()) + "\" \"Rota\"\n" +
+		".SH NAME\nrota.yaml \\- configuration of the load balancer rota\n" +
+		".SH DESCRIPTION\nThe file that\n.BR rota\\-serve (1)\nreads, in YAML. A setting stands in this order: defaults, the file, variables named ROTA_SECTION_KEY, flags.\n" +
+		"What stands under routes, services, timeouts, retries, limits, trusted_proxies and log takes effect at SIGHUP; the rest needs a restart.\n" +
+		".B rota check\nsays what is wrong in a file, with line, column and remedy.\n" +
+		".SH EVERY KEY\n.nf\n" + troff(string(config.Example())) + "\n.fi\n" +
+		".SH SEE ALSO\n.BR rota\\-serve (1),\n.BR rota\\-check (1)\n"
 }
 
 // troff writes text so that it stands for itself.

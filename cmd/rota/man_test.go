@@ -16,6 +16,7 @@ func TestMan(t *testing.T) {
 	if err != nil || len(pages) < 25 {
 		t.Fatal(pages, err)
 	}
+	pages = append(pages, filepath.Join(dir, "rota.yaml.5"))
 	groff, err := exec.LookPath("groff")
 	if err != nil {
 		t.Skip("groff is not there")

@@ -119,7 +119,7 @@ func TestUnit(t *testing.T) {
 		t.Skip("systemd-analyze is not there")
 	}
 	const unit = "../../deploy/systemd/rota.service"
-	out, err := exec.Command("systemd-analyze", "verify", unit).CombinedOutput()
+	out, err := exec.Command("systemd-analyze", "verify", unit, "../../deploy/systemd/rota.socket").CombinedOutput()
 	for line := range strings.Lines(string(out)) {
 		// What is not installed here is not the unit's fault.
 		if !strings.Contains(line, "/usr/bin/rota is not executable") && !strings.Contains(line, "man rota(1)") {
