@@ -115,7 +115,7 @@ func configPage() string {
 	return ".TH ROTA.YAML 5 \"\" \"rota " + troff(versionText()) + "\" \"Rota\"\n" +
 		".SH NAME\nrota.yaml \\- configuration of the load balancer rota\n" +
 		".SH DESCRIPTION\nThe file that\n.BR rota\\-serve (1)\nreads, in YAML. A setting stands in this order: defaults, the file, variables named ROTA_SECTION_KEY, flags.\n" +
-		"What stands under routes, services, timeouts, retries, limits, trusted_proxies and log takes effect at SIGHUP; the rest needs a restart.\n" +
+		"What stands under routes, services, auto_routes, timeouts, retries, limits, trusted_proxies, request_id and log takes effect at SIGHUP; the rest needs a restart.\n" +
 		".B rota check\nsays what is wrong in a file, with line, column and remedy.\n" +
 		".SH EVERY KEY\n.nf\n" + troff(string(config.Example())) + "\n.fi\n" +
 		".SH SEE ALSO\n.BR rota\\-serve (1),\n.BR rota\\-check (1)\n"

@@ -495,7 +495,9 @@ func (w *work) pass(p *place, d *directive) {
 	}
 	w.rateLimit(p.scope, &r)
 	w.hostHeader(p, d, host)
-	if p.modifier == "" && strings.HasSuffix(p.path, "/") && p.path != "/" { // nginx redirects what lacks the slash
+	switch own := firstOf(p.d.block, "proxy_pass") != nil; {
+	case p.path == "/" || p.modifier != "" && p.modifier != "^~":
+	case strings.HasSuffix(p.path, "/") && own: // nginx redirects what lacks the slash
 		bare := *p
 		bare.modifier, bare.path = "=", strings.TrimRight(p.path, "/")
 		if !slices.ContainsFunc(p.site.of.block, func(l *directive) bool {
@@ -503,7 +505,9 @@ func (w *work) pass(p *place, d *directive) {
 		}) {
 			w.redirect(&bare, d, config.Redirect{To: p.path + "{query}", Status: 301})
 		}
-	} else if (p.modifier == "" || p.modifier == "^~") && !strings.HasSuffix(p.path, "/") {
+	case strings.HasSuffix(p.path, "/"):
+		w.at(p.d, "", "location %s: Rota takes %s too", p.path, strings.TrimRight(p.path, "/"))
+	default:
 		w.at(p.d, "", "location %s: nginx takes %sx too; Rota takes whole segments, %[2]s and %[2]s/…", p.path, p.path)
 	}
 	w.emit(p, r, d)
