@@ -150,7 +150,7 @@ func (c Confd) groups(w *work) (groups []group, other []Key) {
 			g.shape, g.name = alone, path.Base(c.Prefix)
 		case len(seg) == 2:
 			g.shape, g.name = usual, seg[0]
-			if slices.Contains(directories, seg[0]) && strings.Contains(strings.Trim(c.Prefix, "/"), "/") || slices.Contains(directories, seg[0]) && len(seg) == 2 && !looksNested(c, seg[0]) {
+			if slices.Contains(directories, seg[0]) && !c.several() { // the prefix is that of one product
 				g.shape, g.name = nested, path.Base(c.Prefix)
 			}
 		case len(seg) == 3 && slices.Contains(directories, seg[1]):
@@ -191,8 +191,8 @@ func (c Confd) groups(w *work) (groups []group, other []Key) {
 	return groups, other
 }
 
-// looksNested reports whether there are other names beside one, so that it is a service like them.
-func looksNested(c Confd, name string) bool {
+// several reports whether the keys below the prefix are those of services, and not of one only.
+func (c Confd) several() bool {
 	return slices.ContainsFunc(c.Keys, func(k Key) bool {
 		seg := strings.Split(strings.TrimPrefix(k.Name, c.Prefix+"/"), "/")
 		return len(seg) == 2 && !slices.Contains(directories, seg[0])
