@@ -81,6 +81,7 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 			return outcome{failure: failure{reason: UpstreamInvalid, detail: bad.Text}}
 		}
 		if x.resp.Status >= 200 {
+			x.upload.almost()
 			x.rec.UpstreamStatus, x.rec.Upstream = x.resp.Status, x.loop.Now().Sub(started)
 			x.traced(e, started, "")
 			if x.resp.Load > 0 {

@@ -106,7 +106,9 @@ type upload struct {
 	to       netloop.Conn
 	task     netloop.Task
 	stopping atomic.Bool
+	read     atomic.Bool // the last of the body has come, and is being sent
 	finished atomic.Bool // the body is complete, and the answer may be timed
+	ended    netloop.Waiter
 	failed   atomic.Bool // why says what went wrong on the client's side
 	why      failure
 	bytes    atomic.Int64
@@ -116,7 +118,7 @@ type upload struct {
 
 // startUpload begins to stream. From here on the request cannot be repeated.
 func (x *exchange) startUpload(to netloop.Conn, headBy time.Time) {
-	u := &upload{x: x, to: to, buf: x.loop.Buffer()}
+	u := &upload{x: x, to: to, buf: x.loop.Buffer(), ended: x.loop.NewWaiter()}
 	x.upload = u
 	u.task = x.loop.Go(func() { u.run(headBy) })
 }
@@ -176,6 +178,7 @@ func (u *upload) run(headBy time.Time) {
 			b.done = b.left == 0
 		}
 		u.bytes.Add(int64(n))
+		u.read.Store(b.done)
 		u.to.SetWriteDeadline(x.by(x.timeouts.IdleBody)) // the least rate is asked of the client
 		if _, err := u.to.Write(u.buf[from:to]); err != nil {
 			// The upstream takes no more; its answer, or the lack of one, says why.
@@ -185,6 +188,15 @@ func (u *upload) run(headBy time.Time) {
 	}
 	u.to.SetReadDeadline(x.answerBy(headBy))
 	u.finished.Store(true)
+	u.ended.Wake(x.loop)
+}
+
+// almost waits, when there is an answer, for an upload that has but to send the last of the body, or to say that it has: an instance
+// may answer before it does, where the two run beside one another. Without that a connection would be closed that can go on.
+func (u *upload) almost() {
+	if u != nil && u.read.Load() && !u.finished.Load() {
+		u.ended.Wait(u.x.loop.Now().Add(netloop.Tick), nil)
+	}
 }
 
 // lost ends the exchange because the rest of the body does not come.
