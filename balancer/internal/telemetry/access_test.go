@@ -85,6 +85,34 @@ func TestFormats(t *testing.T) {
 	}
 }
 
+// Every variable, of a line in full and of one of which next to nothing is known.
+func TestVariables(t *testing.T) {
+	l := line()
+	l.Query, l.Reason, l.Flag, l.Trace = nil, "no_route", "NR", "4bf9"
+	all := map[string][2]string{
+		"args": {"-", "-"}, "attempts": {"1", "0"}, "body_bytes_sent": {"1000", "0"}, "bytes_sent": {"1234", "0"}, "flag": {"NR", "-"},
+		"host": {"shop.example.com", "-"}, "http_referer": {"http://a/?token=REDACTED", "-"}, "http_user_agent": {`curl/8 \x22x\x22`, "-"},
+		"msec": {"1767323045.690", ""}, "reason": {"no_route", "-"}, "remote_addr": {"192.0.2.7", "-"}, "remote_port": {"4711", "0"},
+		"remote_user": {"-", "-"}, "request": {"GET /cart/7 HTTP/1.1", "-"}, "request_id": {"id-1", "-"}, "request_length": {"99", "0"},
+		"request_method": {"GET", "-"}, "request_time": {"0.012", "0.000"}, "request_uri": {"/cart/7", "-"}, "route": {"cart", "-"},
+		"scheme": {"http", "http"}, "server_protocol": {"HTTP/1.1", "HTTP/1.0"}, "service": {"cart", "-"}, "status": {"200", "0"},
+		"table_revision": {"42", "0"}, "time_iso8601": {"2026-01-02T03:04:05Z", "0001-01-01T00:00:00Z"},
+		"time_local": {"02/Jan/2026:03:04:05 +0000", "01/Jan/0001:00:00:00 +0000"}, "trace_id": {"4bf9", "-"},
+		"upstream_addr": {"10.0.0.1:80", "-"}, "upstream_response_time": {"0.010", "-"}, "upstream_status": {"200", "-"}, "uri": {"/cart/7", "-"},
+	}
+	for _, name := range Variables() {
+		want, ok := all[name]
+		if !ok {
+			t.Errorf("$%s is not tested", name)
+		}
+		for i, l := range []*Access{l, {}} {
+			if got := logged(t, AccessOptions{Format: "<$" + name + ">${" + name + "}x"}, l); got != "<"+want[i]+">"+want[i]+"x\n" && (name != "msec" || i == 0) {
+				t.Errorf("$%s: %s, want %s", name, got, want[i])
+			}
+		}
+	}
+}
+
 func TestFilter(t *testing.T) {
 	ok, missing, slow, retried, failed := line(), line(), line(), line(), line()
 	missing.Status, slow.Duration, retried.Attempts = 404, time.Second, 2

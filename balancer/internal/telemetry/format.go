@@ -31,7 +31,7 @@ var variables = map[string]format{
 	"msec":                   func(out []byte, l *Access) []byte { return appendSeconds(out, time.Duration(l.end().UnixNano()), 3) },
 	"request":                appendRequest,
 	"request_method":         func(out []byte, l *Access) []byte { return appendText(out, l.Method) },
-	"request_uri":            func(out []byte, l *Access) []byte { return appendText(appendText(out, l.URI), l.Query) },
+	"request_uri":            appendURI,
 	"uri":                    func(out []byte, l *Access) []byte { return appendText(out, l.URI) },
 	"args":                   func(out []byte, l *Access) []byte { return appendText(out, trimMark(l.Query)) },
 	"host":                   func(out []byte, l *Access) []byte { return appendText(out, l.Host) },
@@ -136,12 +136,16 @@ func appendRequest(out []byte, l *Access) []byte {
 	if len(l.Method) == 0 {
 		return append(out, '-')
 	}
-	out = append(appendText(out, l.Method), ' ')
+	out = appendURI(append(appendText(out, l.Method), ' '), l)
+	return append(append(out, ' '), l.proto()...)
+}
+
+func appendURI(out []byte, l *Access) []byte {
 	out = appendText(out, l.URI)
 	if len(l.Query) > 0 {
 		out = appendText(out, l.Query)
 	}
-	return append(append(out, ' '), l.proto()...)
+	return out
 }
 
 func appendUpstreamStatus(out []byte, l *Access) []byte {
