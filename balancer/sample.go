@@ -2,6 +2,7 @@ package balancer
 
 import (
 	"context"
+	"net"
 	"slices"
 	"time"
 
@@ -21,7 +22,7 @@ func (b *Balancer) sample() telemetry.Sample {
 	}
 	for i, l := range b.limits {
 		c := l.Counts()
-		s.Listeners = append(s.Listeners, telemetry.Listener{Address: b.config.Listeners[i].Address, Open: c.Open, Accepted: c.Accepted, Refused: c.Refused})
+		s.Listeners = append(s.Listeners, telemetry.Listener{Address: b.listener(i), Open: c.Open, Accepted: c.Accepted, Refused: c.Refused})
 	}
 	files := map[string]bool{} // listeners may share one
 	for _, c := range b.certs {
@@ -53,6 +54,15 @@ func (b *Balancer) sample() telemetry.Sample {
 		}
 	}
 	return s
+}
+
+// listener is the address of a listener as the configuration has it, but with the port that was bound where it leaves that open.
+func (b *Balancer) listener(i int) string {
+	address := b.config.Listeners[i].Address
+	if _, port, err := net.SplitHostPort(address); err == nil && port == "0" {
+		return b.serving[i].Addr().String()
+	}
+	return address
 }
 
 func rank(in control.Instance) int {

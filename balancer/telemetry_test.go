@@ -67,3 +67,17 @@ func TestAccessLogReload(t *testing.T) {
 		t.Errorf("in effect: %s", text)
 	}
 }
+
+// Listeners that leave their port open are two, and told apart by what was bound.
+func TestListenerMetrics(t *testing.T) {
+	d := run(t, nil, func(c *config.Config) {
+		c.Etcd.Disabled = true
+		c.Listeners = append(c.Listeners, c.Listeners[0])
+	})
+	text := d.metrics(t)
+	for _, a := range d.Addresses() {
+		if want := `rota_open_connections{listener="` + a.String() + `"} 0`; !strings.Contains(text, want) {
+			t.Errorf("no %s", want)
+		}
+	}
+}

@@ -148,9 +148,12 @@ func goVersion() string {
 // EventToRoute records how long a change waited for its table.
 func (m *Metrics) EventToRoute(d time.Duration) { m.eventToRoute.Observe(d.Seconds()) }
 
-// Handler serves the metrics: as text, as OpenMetrics with exemplars, or as protobuf with native histograms.
+// Handler serves the metrics: as text, as OpenMetrics with exemplars, or as protobuf with native histograms. Of two series that
+// look alike one is shown, which promhttp_metric_handler_errors_total counts: that is no reason to show nothing.
 func (m *Metrics) Handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{EnableOpenMetrics: true})
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
+		EnableOpenMetrics: true, ErrorHandling: promhttp.ContinueOnError, Registry: m.registry,
+	})
 }
 
 // Describe implements prometheus.Collector: the set is not fixed.

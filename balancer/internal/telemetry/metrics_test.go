@@ -101,6 +101,20 @@ func TestFamilies(t *testing.T) {
 }
 
 // A histogram has classic buckets for everybody, native ones for who asks for protobuf, and exemplars.
+// Series that look alike, for labels are cut, hide nothing but one another.
+func TestAlike(t *testing.T) {
+	s := full()
+	long := strings.Repeat("x", 200)
+	s.Certificates = append(s.Certificates, Certificate{File: long + "1"}, Certificate{File: long + "2"})
+	_, got := scrape(t, NewMetrics("test", func() Sample { return s }), asProtobuf)
+	if n := len(got[certificateEnd.Name].GetMetric()); n != 2 {
+		t.Errorf("%d certificates are shown", n)
+	}
+	if got[httpRequests.Name] == nil {
+		t.Error("nothing else is")
+	}
+}
+
 func TestHistogram(t *testing.T) {
 	m := NewMetrics("test", full)
 	text, _ := scrape(t, m, asText)
