@@ -1,11 +1,13 @@
 package telemetry
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,7 +76,10 @@ type AccessLog struct {
 	shards  []*shard
 	dropped atomic.Uint64
 	wake    chan struct{}
-	out     []byte // of the goroutine that writes
+	// Of the goroutine that writes: lines, how many they are, and whether the last one that was written broke off.
+	out   []byte
+	lines int
+	torn  bool
 }
 
 // style is what a log was asked for last.
@@ -133,7 +138,7 @@ func (a *AccessLog) Reopen() error {
 	return nil
 }
 
-// Dropped is the number of lines lost.
+// Dropped is the number of lines lost: the log was too slow for them, or they could not be written.
 func (a *AccessLog) Dropped() uint64 {
 	if a == nil {
 		return 0
@@ -217,7 +222,8 @@ func (a *AccessLog) flush() {
 		for i := range b.lines {
 			l := &b.lines[i]
 			l.Query, l.Referer = style.redact.query(l.Query), style.redact.query(l.Referer)
-			if a.out = append(style.format(a.out, l), '\n'); len(a.out) >= writeFrom {
+			a.out = append(style.format(a.out, l), '\n')
+			if a.lines++; len(a.out) >= writeFrom {
 				a.write()
 			}
 		}
@@ -233,12 +239,24 @@ func (a *AccessLog) flush() {
 	}
 }
 
-// write writes what is formatted. What cannot be written is lost: there is nobody to tell but the log.
+// write writes what is formatted. What cannot be written is lost and counted; a line that broke off, on a full disk, is ended before
+// the next one.
 func (a *AccessLog) write() {
-	if len(a.out) > 0 {
-		a.to.Write(a.out)
-		a.out = a.out[:0]
+	if a.lines == 0 {
+		return
 	}
+	out, ends := a.out, a.lines
+	if a.torn {
+		out, ends = slices.Insert(out, 0, '\n'), ends+1
+	}
+	n, err := a.to.Write(out)
+	if err != nil {
+		a.dropped.Add(uint64(min(a.lines, ends-bytes.Count(out[:n], []byte{'\n'}))))
+	}
+	if n > 0 {
+		a.torn = out[n-1] != '\n'
+	}
+	a.out, a.lines = out[:0], 0
 }
 
 // CheckFormat says what is wrong with a format: json, common, combined, or a template with variables.

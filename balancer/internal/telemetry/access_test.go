@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -181,6 +182,49 @@ func TestDropped(t *testing.T) {
 	none.Log(0, line())
 	if none.Dropped() != 0 || none.Reopen() != nil || none.Run(t.Context()) != nil {
 		t.Error("no log does something")
+	}
+}
+
+// disk takes so many bytes and no more until there is room again.
+type disk struct {
+	bytes.Buffer
+	room int
+}
+
+func (d *disk) Write(b []byte) (int, error) {
+	n := min(len(b), d.room)
+	d.room -= n
+	d.Buffer.Write(b[:n])
+	if n < len(b) {
+		return n, syscall.ENOSPC
+	}
+	return n, nil
+}
+
+// What a full disk does not take is counted, and half a line does not spoil the next one.
+func TestFullDisk(t *testing.T) {
+	out := &disk{room: 10}
+	a, err := NewAccessLog(out, 1, AccessOptions{Sample: 1, Format: "$status"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := func(n int, lost uint64) {
+		t.Helper()
+		for range n {
+			a.Log(0, line())
+		}
+		if a.flush(); a.Dropped() != lost {
+			t.Errorf("%d lost, want %d", a.Dropped(), lost)
+		}
+	}
+	log(4, 2) // 200, 200, 20
+	log(3, 5)
+	out.room = 5 // the end of that line and one more
+	log(2, 6)
+	out.room = 100
+	log(2, 6)
+	if got := out.String(); got != "200\n200\n20\n200\n200\n200\n" {
+		t.Errorf("wrote %q", got)
 	}
 }
 
