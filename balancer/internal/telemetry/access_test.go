@@ -143,12 +143,36 @@ func TestFilter(t *testing.T) {
 	}
 }
 
+// Characters that are not to be seen are told, and those of other scripts stay.
+func TestInvisible(t *testing.T) {
+	l := line()
+	l.UserAgent = []byte("é😀\u061c\u200b\u202e\u2066\ufeff\u0085\U000e0041\x1b\xff")
+	text := logged(t, AccessOptions{}, l)
+	if want := `"user_agent":"é😀\u061C\u200B\u202E\u2066\uFEFF\u0085\uDB40\uDC41\u001B\uFFFD"`; !strings.Contains(text, want) {
+		t.Errorf("no %s in %s", want, text)
+	}
+	var v struct{ Request struct{ User_Agent string } }
+	if err := json.Unmarshal([]byte(text), &v); err != nil || v.Request.User_Agent != strings.ToValidUTF8(string(l.UserAgent), "\ufffd") {
+		t.Errorf("%v: it comes back as %q", err, v.Request.User_Agent)
+	}
+}
+
+// A template that would break lines, or says nothing of a request, is none.
+func TestBadTemplates(t *testing.T) {
+	for _, format := range []string{"$status\n$uri", "\r$uri", "nothing", "$$", "$nope", "$", "${uri"} {
+		if CheckFormat(format) == nil {
+			t.Errorf("%q was taken", format)
+		}
+	}
+}
+
 func TestRedact(t *testing.T) {
 	for query, want := range map[string]string{
 		"": "", "?a=1&b=2": "?a=1&b=2", "?token=x": "?token=REDACTED", "?a=1&Access_Token=x&b=2": "?a=1&Access_Token=REDACTED&b=2",
 		"?api_key=x&sig=y&monkey=z": "?api_key=REDACTED&sig=REDACTED&monkey=z", "?password": "?password", "?q=token": "?q=token",
 		"?authx=a=b&x=1": "?authx=a=b&x=1", "?auth=a=b&x=1": "?auth=REDACTED&x=1", "?tok%65n=x": "?tok%65n=REDACTED", "?key=": "?key=",
-		"?x-key=1&keys=2": "?x-key=REDACTED&keys=2", "https://a/b?code=1": "https://a/b?code=REDACTED", "/code=1": "/code=1",
+		"?x-key=1&keys=2": "?x-key=REDACTED&keys=2", "?a=1;token=x;y&b=2": "?a=1;token=REDACTED&b=2", "?token=a;b=2": "?token=REDACTED",
+		"https://a/b?code=1": "https://a/b?code=REDACTED", "/code=1": "/code=1",
 	} {
 		if got := string(Redact([]byte(query))); got != want {
 			t.Errorf("%s: %s, want %s", query, got, want)

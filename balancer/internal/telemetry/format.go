@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -65,6 +67,9 @@ var errNoVariable = errors.New("it names no variable")
 
 // parseTemplate reads a template: text with $variable or ${variable}; "$$" is a dollar.
 func parseTemplate(text string) (format, error) {
+	if strings.ContainsAny(text, "\r\n") {
+		return nil, errors.New("a line break has no place in a line")
+	}
 	var parts []format
 	literal := func(s string) {
 		if s != "" {
@@ -102,9 +107,6 @@ func parseTemplate(text string) (format, error) {
 	}
 	if literal(text); named == 0 {
 		return nil, errNoVariable
-	}
-	if strings.ContainsAny(text, "\r\n") {
-		return nil, errors.New("a line break has no place in a line")
 	}
 	return func(out []byte, l *Access) []byte {
 		for _, p := range parts {
@@ -273,8 +275,8 @@ func appendDuration(out []byte, key string, d time.Duration) []byte {
 	return appendSeconds(appendKey(out, key), d, 6)
 }
 
-// appendString writes the inside of a JSON string. What is no UTF-8, and characters that steer a terminal or turn text around, do not
-// get through as they are.
+// appendString writes the inside of a JSON string. What is no UTF-8, and characters that are not to be seen, such as those that
+// steer a terminal or turn text around, do not get through as they are.
 func appendString[T string | []byte](out []byte, text T) []byte {
 	for i := 0; i < len(text); {
 		c := text[i]
@@ -297,12 +299,19 @@ func appendString[T string | []byte](out []byte, text T) []byte {
 		switch {
 		case r == utf8.RuneError && size == 1:
 			out = append(out, `\uFFFD`...)
-		case r < 0xa0, r >= 0x200e && r <= 0x200f, r >= 0x2028 && r <= 0x202e, r >= 0x2066 && r <= 0x2069:
-			out = append(out, '\\', 'u', hexDigits[r>>12], hexDigits[r>>8&15], hexDigits[r>>4&15], hexDigits[r&15])
-		default:
+		case unicode.IsPrint(r):
 			out = append(out, text[i:i+size]...)
+		case r > 0xffff:
+			high, low := utf16.EncodeRune(r)
+			out = appendUnit(appendUnit(out, high), low)
+		default:
+			out = appendUnit(out, r)
 		}
 		i += size
 	}
 	return out
+}
+
+func appendUnit(out []byte, u rune) []byte {
+	return append(out, '\\', 'u', hexDigits[u>>12], hexDigits[u>>8&15], hexDigits[u>>4&15], hexDigits[u&15])
 }

@@ -43,8 +43,8 @@ func (r *redactor) query(text []byte) []byte {
 		if i := bytes.IndexByte(text[at:], '&'); i >= 0 {
 			end = at + i
 		}
-		if name, value, ok := bytes.Cut(text[at:end], []byte{'='}); ok && len(value) > 0 && r.named(name) {
-			out = append(append(out, text[done:at+len(name)+1]...), redacted...)
+		if value := at + r.value(text[at:end]); value < end {
+			out = append(append(out, text[done:value]...), redacted...)
 			done = end
 		}
 		at = end + 1
@@ -53,6 +53,22 @@ func (r *redactor) query(text []byte) []byte {
 		return text
 	}
 	return append(out, text[done:]...)
+}
+
+// value is where in name=value;name=value the first value is that is not to be seen: some take a ";" for a "&", so a name may
+// stand behind it, and others do not, so no value ends there.
+func (r *redactor) value(pair []byte) int {
+	for at := 0; at < len(pair); {
+		end := len(pair)
+		if i := bytes.IndexByte(pair[at:], ';'); i >= 0 {
+			end = at + i
+		}
+		if i := bytes.IndexByte(pair[at:end], '='); i >= 0 && r.named(pair[at:at+i]) {
+			return at + i + 1
+		}
+		at = end + 1
+	}
+	return len(pair)
 }
 
 func (r *redactor) named(name []byte) bool {
