@@ -74,15 +74,20 @@ func (s *source) logFormat(format string) {
 	if strings.ContainsAny(format, "\r\n") {
 		s.report("log.format", "a template is one line", "leave line breaks out: every line gets one")
 	}
+	named := false
 	for rest := format; ; {
 		_, after, found := strings.Cut(rest, "$")
 		if !found {
+			if !named {
+				s.report("log.format", "the template names no variable", "write it as in $status; $$ is only a dollar sign")
+			}
 			return
 		}
 		if rest = after; strings.HasPrefix(rest, "$") {
 			rest = rest[1:]
 			continue
 		}
+		named = true
 		name := rest[:len(rest)-len(strings.TrimLeft(rest, "abcdefghijklmnopqrstuvwxyz0123456789_"))]
 		if inner, ok := strings.CutPrefix(rest, "{"); ok {
 			if name, _, ok = strings.Cut(inner, "}"); !ok {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -319,10 +320,45 @@ func FuzzLine(f *testing.F) {
 	})
 }
 
-func BenchmarkJSON(b *testing.B) {
-	l, out := line(), []byte(nil)
-	b.ReportAllocs()
-	for b.Loop() {
-		out = appendJSON(out[:0], l)
+// Neither a loop nor the writer makes garbage by the line, but for one that hides something.
+func TestAllocations(t *testing.T) {
+	for _, format := range []string{"json", "combined"} {
+		a, l := benchmarked(t, format), line()
+		l.Query, l.Referer = []byte("?page=2&sort=price&filter=shoes&lang=en"), nil
+		turn := func() {
+			for range 100 {
+				a.Log(0, l)
+			}
+			a.flush()
+		}
+		turn()
+		turn() // both batches have grown
+		if n := testing.AllocsPerRun(10, turn); n > 1 {
+			t.Errorf("%s: %v allocations for 100 lines", format, n)
+		}
+	}
+}
+
+func benchmarked(t testing.TB, format string) *AccessLog {
+	a, err := NewAccessLog(io.Discard, 1, AccessOptions{Format: format, Sample: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// What a line costs, on the loop and in the writer together.
+func BenchmarkLine(b *testing.B) {
+	for _, format := range []string{"json", "combined"} {
+		b.Run(format, func(b *testing.B) {
+			a, l := benchmarked(b, format), line()
+			l.Query = []byte("?page=2&sort=price&filter=shoes&token=abc&lang=en")
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if a.Log(0, l); i%1000 == 999 {
+					a.flush()
+				}
+			}
+		})
 	}
 }

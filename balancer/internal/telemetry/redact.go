@@ -12,14 +12,14 @@ var DefaultRedact = []string{"token", "auth", "secret", "password", "passwd", "a
 const redacted = "REDACTED"
 
 // redactor knows names. A long one is found anywhere in the name of a parameter, one of four letters or fewer only as a whole word.
-type redactor struct{ long, short []string }
+type redactor struct{ long, short [][]byte }
 
 func newRedactor(names []string) (r redactor) {
 	for _, n := range names {
 		if n = strings.ToLower(n); len(n) > 4 {
-			r.long = append(r.long, n)
+			r.long = append(r.long, []byte(n))
 		} else if n != "" {
-			r.short = append(r.short, n)
+			r.short = append(r.short, []byte(n))
 		}
 	}
 	return r
@@ -44,6 +44,9 @@ func (r *redactor) query(text []byte) []byte {
 			end = at + i
 		}
 		if value := at + r.value(text[at:end]); value < end {
+			if out == nil {
+				out = make([]byte, 0, len(text)+2*len(redacted))
+			}
 			out = append(append(out, text[done:value]...), redacted...)
 			done = end
 		}
@@ -72,39 +75,44 @@ func (r *redactor) value(pair []byte) int {
 }
 
 func (r *redactor) named(name []byte) bool {
-	low := strings.ToLower(unescape(name))
+	var short [64]byte // what is longer is allocated
+	name = plain(short[:0], name)
 	for _, n := range r.long {
-		if strings.Contains(low, n) {
+		if bytes.Contains(name, n) {
 			return true
 		}
 	}
-	for _, word := range strings.FieldsFunc(low, func(c rune) bool { return c < '0' || c > '9' && c < 'a' || c > 'z' }) {
+	for len(name) > 0 {
+		end := 0
+		for end < len(name) && (name[end] >= '0' && name[end] <= '9' || name[end] >= 'a' && name[end] <= 'z') {
+			end++
+		}
 		for _, n := range r.short {
-			if word == n {
+			if bytes.Equal(name[:end], n) {
 				return true
 			}
 		}
+		name = name[min(end+1, len(name)):]
 	}
 	return false
 }
 
-// unescape undoes percent-encoding, so that a name cannot hide behind it.
-func unescape(name []byte) string {
-	if bytes.IndexByte(name, '%') < 0 {
-		return string(name)
-	}
-	out := make([]byte, 0, len(name))
+// plain appends a name in lower case and without percent-encoding, so that it cannot hide behind either.
+func plain(out, name []byte) []byte {
 	for i := 0; i < len(name); i++ {
-		if name[i] == '%' && i+2 < len(name) {
+		c := name[i]
+		if c == '%' && i+2 < len(name) {
 			if a, b := unhex(name[i+1]), unhex(name[i+2]); a >= 0 && b >= 0 {
-				out = append(out, byte(a<<4|b))
+				c = byte(a<<4 | b)
 				i += 2
-				continue
 			}
 		}
-		out = append(out, name[i])
+		if c >= 'A' && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		out = append(out, c)
 	}
-	return string(out)
+	return out
 }
 
 func unhex(c byte) int {
