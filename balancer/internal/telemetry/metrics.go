@@ -76,7 +76,7 @@ var (
 	shedding        = define(gauge, "shedding", "1 while requests are refused for want of CPU or memory.", "")
 	loopLag         = define(gauge, "loop_lag_seconds", "How long what is ready waits for its loop, at most.", "Rises when the CPU is not enough.")
 	certificateEnd  = define(gauge, "certificate_not_after_timestamp_seconds", "When a listener's certificate ends.", "", "file", "names")
-	logDropped      = define(counter, "access_log_dropped_total", "Access log lines lost because the log was too slow.", "")
+	logDropped      = define(counter, "access_log_dropped_total", "Access log lines lost because the log was too slow, or full.", "")
 	spansDropped    = define(counter, "spans_dropped_total", "Spans lost because the collector was too slow.", "")
 
 	regConnected   = define(gauge, "registry_connected", "1 while the registry is in reach.", "0 changes nothing for requests: the last table serves.")
