@@ -137,6 +137,40 @@ func TestExpressions(t *testing.T) {
 	}
 }
 
+// Every alert is seen to fire: an expression may be right in all its names and never be true.
+func TestAlertsAreTested(t *testing.T) {
+	type file struct {
+		Groups []struct{ Rules []struct{ Alert string } }
+		Tests  []struct {
+			Cases []struct {
+				Name   string `yaml:"alertname"`
+				Alerts []any  `yaml:"exp_alerts"`
+			} `yaml:"alert_rule_test"`
+		}
+	}
+	var all file
+	for _, name := range []string{"rota.rules.yml", "rota.rules_test.yml"} {
+		text, err := os.ReadFile(deploy + "prometheus/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := yaml.Unmarshal(text, &all); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fires := map[string]bool{}
+	for _, test := range all.Tests {
+		for _, c := range test.Cases {
+			fires[c.Name] = fires[c.Name] || len(c.Alerts) > 0
+		}
+	}
+	for _, r := range all.Groups[0].Rules {
+		if !fires[r.Alert] {
+			t.Errorf("no test in rota.rules_test.yml lets %s fire", r.Alert)
+		}
+	}
+}
+
 // Prometheus' own tool finds nothing wrong with the rules, nor with what is served.
 func TestPromtool(t *testing.T) {
 	tool, err := exec.LookPath("promtool")
