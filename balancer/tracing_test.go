@@ -110,7 +110,7 @@ func TestTracing(t *testing.T) {
 				return <-got
 			}
 			passed := map[string]bool{}
-			for range 2 { // one of them meets the dead instance first
+			for range 2 { // at least one of them meets the dead instance first
 				p := ask("00-" + id + "-b7ad6b7169203331-01")
 				if !strings.HasPrefix(p, "00-"+id+"-") || !strings.HasSuffix(p, "-01") || strings.Contains(p, "b7ad6b7169203331") {
 					t.Errorf("the instance got %q", p)
@@ -163,7 +163,8 @@ func TestTracing(t *testing.T) {
 					t.Errorf("attempt %v", a)
 				}
 			}
-			if len(servers) != 2 || answered != 2 || refused != 1 || r.about["service.name"] != "edge" {
+			// The other exchange meets the dead instance too if that has not been ejected yet.
+			if len(servers) != 2 || answered != 2 || refused < 1 || refused > 2 || r.about["service.name"] != "edge" {
 				t.Errorf("%d exchanges, %d attempts that were answered, %d refused, of %v", len(servers), answered, refused, r.about)
 			}
 		})

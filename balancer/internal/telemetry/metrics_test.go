@@ -100,7 +100,6 @@ func TestFamilies(t *testing.T) {
 	}
 }
 
-// A histogram has classic buckets for everybody, native ones for who asks for protobuf, and exemplars.
 // Series that look alike, for labels are cut, hide nothing but one another.
 func TestAlike(t *testing.T) {
 	s := full()
@@ -115,6 +114,7 @@ func TestAlike(t *testing.T) {
 	}
 }
 
+// A histogram has classic buckets for everybody, native ones for who asks for protobuf, and exemplars.
 func TestHistogram(t *testing.T) {
 	m := NewMetrics("test", full)
 	text, _ := scrape(t, m, asText)
