@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 
 	"github.com/rota-lb/rota/balancer/internal/control"
+	"github.com/rota-lb/rota/balancer/internal/http1"
 	"github.com/rota-lb/rota/balancer/internal/journal"
 	"github.com/rota-lb/rota/balancer/internal/proxy"
 	"github.com/rota-lb/rota/balancer/internal/telemetry"
@@ -64,6 +65,9 @@ func (o observer) remember(r *proxy.Record) {
 		Status: r.Status, UpstreamStatus: r.UpstreamStatus, Reason: string(r.Reason), Attempts: r.Attempts,
 		Duration: r.Duration, UpstreamTook: r.Upstream, Revision: r.Table.Revision, Sampled: sampled,
 	}
+	if sampled && r.Head != nil {
+		e.Fields = fields(r.Head)
+	}
 	if r.Client.IsValid() {
 		e.Client = r.Client.Addr().String()
 	}
@@ -77,6 +81,18 @@ func (o observer) remember(r *proxy.Record) {
 		e.Upstream = r.Endpoint.Name
 	}
 	o.journal.Add(r.Loop, e, notable)
+}
+
+// fields keeps what a replay may ask about.
+func fields(r *http1.Request) (f journal.Fields) {
+	for name, value := range r.All {
+		if telemetry.Secret(name) {
+			f = f.Hide(name)
+		} else {
+			f = f.Add(name, value)
+		}
+	}
+	return f
 }
 
 // traced is what spans are made of, of an exchange that is traced.

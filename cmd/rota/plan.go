@@ -120,7 +120,7 @@ func showPlan(w io.Writer, p *balancer.Plan) {
 	}
 	fmt.Fprintf(w, "\n%d requests of late were matched again", p.Replayed)
 	if p.Uncertain > 0 {
-		fmt.Fprintf(w, "; for %d of them a route asks about header fields, which are not kept", p.Uncertain)
+		fmt.Fprintf(w, "; for %d of them a route asks about header fields that are not kept", p.Uncertain)
 	}
 	fmt.Fprintln(w)
 	for _, m := range p.Moves {

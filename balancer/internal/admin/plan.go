@@ -26,8 +26,8 @@ type Plan struct {
 	Differences []config.Difference `json:"differences"`
 	// Conflicts are routes that would never match, and do now.
 	Conflicts []Conflict `json:"conflicts,omitempty"`
-	// Replayed is how many sampled requests were matched again. Header fields are not kept: Uncertain is for how many of them a
-	// route was asked about one.
+	// Replayed is how many sampled requests were matched again. Not all header fields are kept, least of all secrets: Uncertain is
+	// for how many of them a route asked about one that is not.
 	Replayed  int `json:"replayed"`
 	Uncertain int `json:"uncertain,omitempty"`
 	// Moves are the requests that would go elsewhere.
@@ -116,13 +116,17 @@ func policyDraft(service string, value json.RawMessage) (d control.Draft, _ []co
 
 func isNull(value json.RawMessage) bool { return len(value) == 0 || string(value) == "null" }
 
-// asked notes whether a route asks about header fields.
-type asked struct{ was bool }
+// kept are the header fields of a sampled request. It notes whether a route asks about one that is not known.
+type kept struct {
+	journal.Fields
+	unknown bool
+}
 
 // Value implements route.Fields.
-func (f *asked) Value(string, int) ([]byte, bool) {
-	f.was = true
-	return nil, false
+func (k *kept) Value(name string, n int) ([]byte, bool) {
+	value, ok, known := k.Fields.Value(name, n)
+	k.unknown = k.unknown || !known
+	return []byte(value), ok
 }
 
 // replay matches what was sampled against the table that is and the one that would be.
@@ -131,6 +135,11 @@ func (a *API) replay(r *http.Request, d control.Draft) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
+	return Replay(&p, a.Journal.Sample()), nil
+}
+
+// Replay matches sampled requests against both tables of a preview, and says what would be different.
+func Replay(p *control.Preview, sample []journal.Entry) Plan {
 	out := Plan{Differences: p.Differences}
 	if out.Differences == nil {
 		out.Differences = []config.Difference{}
@@ -149,12 +158,12 @@ func (a *API) replay(r *http.Request, d control.Draft) (Plan, error) {
 	moves := map[Move]int{} // without Share and Example
 	examples := map[Move]string{}
 	broken := 0
-	for _, e := range a.Journal.Sample() {
-		var fields asked
+	for _, e := range sample {
+		fields := kept{Fields: e.Fields}
 		q := request(&e, &fields)
 		now, then := p.Now.Match(q), p.Then.Match(q)
 		out.Replayed++
-		if fields.was {
+		if fields.unknown {
 			out.Uncertain++
 		}
 		m := Move{From: place(now), To: place(then)}
@@ -180,7 +189,7 @@ func (a *API) replay(r *http.Request, d control.Draft) (Plan, error) {
 	if out.Replayed > 0 {
 		out.Broken = float64(broken) / float64(out.Replayed)
 	}
-	return out, nil
+	return out
 }
 
 // request is a sampled request, as it was matched.

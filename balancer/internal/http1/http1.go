@@ -332,3 +332,12 @@ func (f *fields) Value(name string, n int) ([]byte, bool) {
 	}
 	return nil, false
 }
+
+// All yields the names, as they came, and values of all fields.
+func (f *fields) All(yield func(name, value []byte) bool) {
+	for i := range f.all {
+		if !yield(f.name(i), f.value(i)) {
+			return
+		}
+	}
+}

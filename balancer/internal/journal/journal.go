@@ -1,12 +1,13 @@
 // Package journal remembers exchanges for a while: the last ones that went wrong or were slow, to be asked about by their id,
 // and a sample of all, to replay against a table that is not there yet.
 //
-// It holds no header fields and no bodies; whoever adds entries takes secrets out of queries. Memory is bounded:
-// a few thousand entries a loop.
+// It holds no bodies, and of header fields those that a replay may ask about; whoever adds entries takes secrets out. Memory is
+// bounded: a few thousand entries a loop.
 package journal
 
 import (
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -25,6 +26,56 @@ type Entry struct {
 	Revision                  int64 // of the table
 	// Sampled says that it was taken for being there, not for what became of it.
 	Sampled bool
+	// Fields are the header fields of a sampled request.
+	Fields Fields
+}
+
+// Fields are header fields as far as they are kept: lines, of which each is "name: value", or a name alone when the value is
+// not kept. One that is empty says that there were more. The zero value is no field at all.
+type Fields string
+
+// mostFields is how many bytes of header fields are kept of a request.
+const mostFields = 1024
+
+// Add returns the fields and one more, of a name in any case.
+func (f Fields) Add(name, value []byte) Fields {
+	if len(f)+len(name)+len(value) > mostFields {
+		return f.add("")
+	}
+	return f.add(strings.ToLower(string(name)) + ": " + string(value))
+}
+
+// Hide returns the fields and one more, whose value is not kept.
+func (f Fields) Hide(name []byte) Fields {
+	if len(f)+len(name) > mostFields {
+		return f.add("")
+	}
+	return f.add(strings.ToLower(string(name)))
+}
+
+func (f Fields) add(line string) Fields {
+	if line == "" && (f == "\n" || strings.HasSuffix(string(f), "\n\n")) { // it is known that there were more
+		return f
+	}
+	return f + Fields(line) + "\n"
+}
+
+// Value returns the value of the n-th field, counted from 0, of a lower-case name. When that is not kept, or may not be, known
+// is false.
+func (f Fields) Value(name string, n int) (value string, ok, known bool) {
+	for line := range strings.Lines(string(f)) {
+		line = line[:len(line)-1]
+		got, value, kept := strings.Cut(line, ": ")
+		if line == "" || got == name && !kept {
+			return "", false, false
+		}
+		if got == name {
+			if n--; n < 0 {
+				return value, true, true
+			}
+		}
+	}
+	return "", false, true
 }
 
 const (

@@ -169,7 +169,7 @@ func (x *exchange) exchange(head int) (keep bool) {
 		return x.answer(refused(bad))
 	}
 	rec.Method, rec.Host, rec.Path, rec.Query, rec.Minor = r.Method, r.Host, r.Path, r.Query, r.Minor
-	rec.UserAgent = r.UserAgent()
+	rec.Head, rec.UserAgent = r, r.UserAgent()
 	rec.Referer, _ = r.Value("referer", 0)
 	x.keep = r.KeepAlive && !x.proxy.draining.Load()
 	x.head = head

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rota-lb/rota/balancer/internal/http1"
 	"github.com/rota-lb/rota/balancer/internal/limit"
 	"github.com/rota-lb/rota/balancer/internal/netloop"
 	"github.com/rota-lb/rota/balancer/internal/route"
@@ -106,6 +107,7 @@ type Record struct {
 
 	Method, Host, Path, Query []byte // empty when the head was refused before they were known
 	Minor                     int
+	Head                      *http1.Request // that this is from; nil likewise
 	UserAgent, Referer        []byte
 	ID                        []byte // of the request; empty when there is none
 

@@ -28,6 +28,12 @@ func newRedactor(names []string) (r redactor) {
 // Redact takes the values out of a query, or of a URL with one, that [DefaultRedact] names.
 func Redact(text []byte) []byte { return byDefault.query(text) }
 
+// Secret reports whether the value of a header field or parameter of that name is not to be kept.
+func Secret(name []byte) bool { return credentials.named(name) || byDefault.named(name) }
+
+// credentials are names of header fields that carry some; the rest is in the default.
+var credentials = newRedactor([]string{"authorization", "cookie"})
+
 var byDefault = newRedactor(DefaultRedact)
 
 // query returns text with the values of named parameters replaced; text itself when there are none.
