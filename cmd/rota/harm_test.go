@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"regexp"
 	"runtime"
 	"slices"
@@ -244,10 +246,10 @@ type honest struct {
 	first            error
 }
 
-// watch sends fifty requests a second over ten connections of their own, each due at its time whatever the others do,
+// watch sends two hundred requests a second over twenty connections of their own, each due at its time whatever the others do,
 // while attack runs, which ends when stop is closed.
 func (d *target) watch(lasting time.Duration, attack func(stop chan struct{})) honest {
-	const connections, rate = 10, 50
+	const connections, rate = 20, 200
 	h := honest{}
 	d.crowd(8, 100, "/") // the heap and the pools are as they will be
 	var mu sync.Mutex
@@ -304,13 +306,76 @@ func (d *target) watch(lasting time.Duration, attack func(stop chan struct{})) h
 
 // assault is an attack in progress.
 type assault struct {
-	d    *target
-	b    *bench
-	stop chan struct{}
-	wg   sync.WaitGroup
-	sent atomic.Int64 // bytes
-	made atomic.Int64 // connections
-	done atomic.Int64 // requests
+	plain, secure string // the listeners of the daemon
+	stop          chan struct{}
+	wg            sync.WaitGroup
+	sent          atomic.Int64 // bytes
+	made          atomic.Int64 // connections
+	done          atomic.Int64 // requests
+}
+
+// assaultSpec is what an attacker is to do, assaultSum what it has done.
+type (
+	assaultSpec struct {
+		Plain, Secure, Name string
+		Times               int
+	}
+	assaultSum struct{ Sent, Made, Done int64 }
+)
+
+// assaultEnv holds an assaultSpec.
+const assaultEnv = "ROTA_TEST_ASSAULT"
+
+func init() { roles["attacker"] = beAttacker }
+
+// beAttacker attacks until the input ends.
+func beAttacker() int {
+	var spec assaultSpec
+	if err := json.Unmarshal([]byte(os.Getenv(assaultEnv)), &spec); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	a := &assault{plain: spec.Plain, secure: spec.Secure, stop: make(chan struct{})}
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		close(a.stop)
+	}()
+	for _, kind := range harmful() {
+		if kind.name == spec.Name {
+			kind.run(a, spec.Times)
+		}
+	}
+	<-a.stop
+	a.wg.Wait()
+	json.NewEncoder(os.Stdout).Encode(assaultSum{a.sent.Load(), a.made.Load(), a.done.Load()})
+	return 0
+}
+
+// attack lets a process of its own attack until stop is closed. It gets the time that nobody else on this machine wants:
+// attackers have machines of their own, and are not to be seen as harm that the daemon does.
+func (d *target) attack(name string, times int, stop chan struct{}) (sum assaultSum) {
+	spec, err := json.Marshal(assaultSpec{d.plain, d.secure, name, times})
+	if err != nil {
+		d.t.Error(err)
+		return sum
+	}
+	cmd := exec.Command("chrt", "--idle", "0", os.Args[0])
+	cmd.Env = append(os.Environ(), "ROTA_TEST_MAIN=1", roleEnv+"=attacker", assaultEnv+"="+string(spec))
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		d.t.Error(err)
+		return sum
+	}
+	go func() { <-stop; in.Close() }()
+	out, err := cmd.Output()
+	if err == nil {
+		err = json.Unmarshal(out, &sum)
+	}
+	if err != nil {
+		d.t.Errorf("the attacker: %v", err)
+	}
+	return sum
 }
 
 // dial makes a connection that is closed at the end; nil when that is there, or when the daemon takes none.
@@ -378,7 +443,7 @@ func (a *assault) again(workers int, pause time.Duration, text func(i int) strin
 	for w := range workers {
 		a.wg.Go(func() {
 			for i := w; a.pause(pause); i += workers {
-				c, err := net.Dial("tcp", a.d.plain)
+				c, err := net.Dial("tcp", a.plain)
 				if err != nil {
 					continue
 				}
@@ -409,7 +474,7 @@ const (
 // who shares the machine with everybody else, does not take it all.
 type attack struct {
 	name, unit string
-	run        func(a *assault, n int) // n times as many connections as usual
+	run        func(a *assault, n int) // n times as many connections as usual; it returns once it is under way
 }
 
 const getHead = "GET / HTTP/1.1\r\nHost: a\r\n"
@@ -434,13 +499,13 @@ func harmful() []attack {
 	}}
 	return []attack{
 		{"slowloris", aSecond, func(a *assault, n int) {
-			a.held(1000*n, time.Millisecond, plain, a.d.plain, a.dribble(getHead+"X: ", "a", 5*time.Second))
+			a.held(1000*n, time.Millisecond, plain, a.plain, a.dribble(getHead+"X: ", "a", 5*time.Second))
 		}},
 		{"slow bodies", aSecond, func(a *assault, n int) {
-			a.held(200*n, time.Millisecond, plain, a.d.plain, a.dribble("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n", "a", time.Second))
+			a.held(200*n, time.Millisecond, plain, a.plain, a.dribble("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n", "a", time.Second))
 		}},
 		{"slow readers of 10 MB", aLong, func(a *assault, n int) {
-			a.held(20*n, 50*time.Millisecond, deafened, a.d.plain, func(_ int, c net.Conn) {
+			a.held(20*n, 50*time.Millisecond, deafened, a.plain, func(_ int, c net.Conn) {
 				a.send(c, "GET /long HTTP/1.1\r\nHost: a\r\n\r\n")
 				for b := make([]byte, 1); a.pause(100 * time.Millisecond); {
 					if _, err := c.Read(b); err != nil {
@@ -458,7 +523,7 @@ func harmful() []attack {
 		{"long chunk extensions", aByte, func(a *assault, _ int) { a.again(4, 20*time.Millisecond, say(chunks)) }},
 		{"chunks of one byte", aByte, func(a *assault, _ int) { a.again(4, 20*time.Millisecond, say(few)) }},
 		{"pipelined requests", aRequest, func(a *assault, n int) {
-			a.held(20*n, time.Millisecond, plain, a.d.plain, func(_ int, c net.Conn) {
+			a.held(20*n, time.Millisecond, plain, a.plain, func(_ int, c net.Conn) {
 				a.wg.Go(func() {
 					for r := bufio.NewReader(c); ; a.done.Add(1) {
 						resp, err := http.ReadResponse(r, nil)
@@ -481,7 +546,7 @@ func harmful() []attack {
 		}},
 		{"stalled TLS handshakes", aSecond, func(a *assault, n int) {
 			// The beginning of a ClientHello of 508 bytes.
-			a.held(500*n, time.Millisecond, plain, a.d.secure, a.dribble("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "a", time.Second))
+			a.held(500*n, time.Millisecond, plain, a.secure, a.dribble("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "a", time.Second))
 		}},
 	}
 }
@@ -534,30 +599,25 @@ func TestHarm(t *testing.T) {
 	measure := func(kind attack) (line string, wrong []string) {
 		d := b.target()
 		defer d.stop()
-		a := &assault{d: d, b: b}
+		var a assaultSum
 		hostile := b.hostile.Load()
-		h := d.watch(lasting, func(stop chan struct{}) {
-			a.stop = stop
-			kind.run(a, times)
-			<-stop
-			a.wg.Wait()
-		})
+		h := d.watch(lasting, func(stop chan struct{}) { a = d.attack(kind.name, times, stop) })
 		spent := max(0, float64(h.cpu)-float64(quiet.cpu)*h.took.Seconds()/quiet.took.Seconds())
-		sent := float64(a.sent.Load() + b.hostile.Load() - hostile)
+		sent := float64(a.Sent + b.hostile.Load() - hostile)
 		var amplified float64
 		switch kind.unit {
 		case aByte:
 			amplified = spent / sent / (request / 1024)
 		case aLong:
-			amplified = spent / float64(a.made.Load()) / long
+			amplified = spent / float64(a.Made) / long
 		case aSecond:
-			amplified = spent / (float64(a.made.Load()) * h.took.Seconds()) / request
+			amplified = spent / (float64(a.Made) * h.took.Seconds()) / request
 		default:
-			amplified = spent / float64(a.done.Load()) / request
+			amplified = spent / float64(a.Done) / request
 		}
-		memory := float64(h.grown) / float64(a.made.Load()) / connection
+		memory := float64(h.grown) / float64(a.Made) / connection
 		complain := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
-		if a.made.Load() == 0 || sent == 0 && kind.unit == aByte || a.done.Load() == 0 && kind.unit == aRequest {
+		if a.Made == 0 || sent == 0 && kind.unit == aByte || a.Done == 0 && kind.unit == aRequest {
 			complain("it did not take place")
 		}
 		if h.failed > 0 {
@@ -569,7 +629,7 @@ func TestHarm(t *testing.T) {
 		if amplified > mostHarm || memory > mostHarm {
 			complain("%.1f times the CPU, %.1f times the memory of honest traffic", amplified, memory)
 		}
-		return fmt.Sprintf("%-28s %6d %8.0f %6.1f%%  %5.2f a %-10s  %5.2f (%5.1f MiB)    %d of %d, %v, %.1f", kind.name, a.made.Load(), sent/1024,
+		return fmt.Sprintf("%-28s %6d %8.0f %6.1f%%  %5.2f a %-10s  %5.2f (%5.1f MiB)    %d of %d, %v, %.1f", kind.name, a.Made, sent/1024,
 			100*h.cpu.Seconds()/h.took.Seconds(), amplified, kind.unit, memory, float64(h.grown)/(1<<20),
 			h.failed, h.requests, h.p99.Round(10*time.Microsecond), float64(h.p99)/float64(quiet.p99)), wrong
 	}
