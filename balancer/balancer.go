@@ -134,6 +134,7 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 			return nil, fmt.Errorf("admin: %w", err)
 		}
 	}
+	growTable()
 	b.engine, err = netloop.New(netloop.Options{
 		Engine: cfg.Engine, Loops: cfg.Loops, FirstByte: cfg.Timeouts.RequestHead,
 		Sockets: socketBound(),

@@ -101,6 +101,7 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	b := &bench{t: t, release: make(chan struct{})}
+	roomy(t)
 	answer, piece := strings.Repeat("x", 1024), make([]byte, 64<<10)
 	up := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
@@ -135,6 +136,19 @@ func newBench(t *testing.T) *bench {
 	endless := b.instance("HTTP/1.1 200 OK\r\n", "X-Field: "+strings.Repeat("a", 100)+"\r\n")
 	b.config = write(t, "rota.yaml", fmt.Sprintf(harmConfig, cert, keyFile, up.Listener.Addr(), interim, endless))
 	return b
+}
+
+// roomy makes the table of descriptors of this process, which is that of the clients and instances, large at once: while the
+// kernel makes it larger, everybody waits.
+func roomy(t *testing.T) {
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if fd, _, errno := syscall.Syscall(syscall.SYS_FCNTL, f.Fd(), syscall.F_DUPFD_CLOEXEC, 1<<13); errno == 0 {
+		syscall.Close(int(fd))
+	}
 }
 
 // instance is a hostile one: it answers with first, then with again until nobody takes it any more. It sends little more
