@@ -273,7 +273,7 @@ func settings(d config.Dynamic) proxy.Settings {
 	}
 	s := proxy.Settings{
 		RequestHead: d.Timeouts.RequestHead, KeepAlive: d.Timeouts.KeepAlive, Timeouts: control.Timeouts(d.Timeouts),
-		Retries: control.Retries(d.Retries), MaxBody: int64(d.Limits.Body), MinRate: int64(d.Limits.MinRate),
+		Retries: control.Retries(d.Retries), MaxBody: int64(d.Limits.Body), MinRate: d.Limits.MinBodyRate(),
 		Trusted: trusted, TrustUnix: unix, RequestID: d.RequestID,
 	}
 	if s.RequestID == "off" {

@@ -58,7 +58,7 @@ func (c *Config) fill() {
 	orDefault(&c.Retries.Attempts, 3)
 	orDefault(&c.Retries.Budget, 20)
 	orDefault(&c.Retries.Buffer, 16<<10)
-	orDefault(&c.Limits.MinRate, 500)
+	orDefault(&c.Limits.MinRate, "500")
 	orDefault(&c.Limits.Shed, "500ms")
 	orDefault(&c.RequestID, "X-Request-Id")
 	for name, service := range c.Services {

@@ -358,6 +358,15 @@ func (l Limits) ShedAfter() time.Duration {
 	return d
 }
 
+// MinBodyRate is the least rate of a body in bytes a second; less than zero is none.
+func (l Limits) MinBodyRate() int64 {
+	n, message := parseSize(l.MinRate)
+	if message != "" || n == 0 { // "off"
+		return -1
+	}
+	return n
+}
+
 func orElse(text, otherwise string) string {
 	if text != "" {
 		return text

@@ -204,9 +204,10 @@ type Retries struct {
 type Limits struct {
 	// Body is the longest request body; zero is no limit. A longer one is answered by 413.
 	Body Size `yaml:"body"`
-	// MinRate is how many bytes a second a body has to make on average, in either direction, once it has taken
-	// timeouts.idle_body; slower ones are cut. Default 500.
-	MinRate Size `yaml:"min_rate"`
+	// MinRate is how many bytes a second a client has to send, or take, of a body on average, once that has taken
+	// timeouts.idle_body; slower ones are cut. The time that is spent waiting for the instance does not count: its answers may
+	// be as slow as they like. Default 500; "off" is no least rate.
+	MinRate string `yaml:"min_rate"`
 	// Memory is what the process may use before it sheds load: from 85 % on idle connections are closed early, from 95 %
 	// on requests are answered by 503. Default: the limit of the control group, or of GOMEMLIMIT, if there is one.
 	Memory Size `yaml:"memory"`

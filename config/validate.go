@@ -77,6 +77,10 @@ func (s *source) validate(c *Config) {
 		s.report("limits.shed", fmt.Sprintf("%q is not a duration", clip(c.Limits.Shed)), "write it like 500ms, or off")
 	}
 
+	if _, message := parseSize(c.Limits.MinRate); message != "" && c.Limits.MinRate != "off" {
+		s.report("limits.min_rate", "limits.min_rate "+fmt.Sprintf(message, clip(c.Limits.MinRate)), "write it like 500, 1KiB, or off")
+	}
+
 	first := make(map[string]int)
 	for i, r := range c.Routes {
 		path := fmt.Sprintf("routes[%d]", i)

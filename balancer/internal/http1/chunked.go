@@ -16,8 +16,9 @@ const (
 const lastChunk = "0\r\n\r\n"
 
 // Chunked is a reader of the chunked coding (RFC 9112 §7.1) that turns its input, in place, into canonical chunks: sizes
-// without leading zeros, no extensions. Trailers are checked and, if Trailers is set, kept. With Decode set only the
-// data remains. The zero value begins at the first chunk.
+// without leading zeros, no extensions. Trailers are checked and, if Trailers is set, kept, but for those that mean something
+// only before a body (RFC 9110 §6.5.1): there are readers that take them for fields of the head. With Decode set only the data
+// remains. The zero value begins at the first chunk.
 type Chunked struct {
 	Decode   bool
 	Trailers bool
@@ -28,7 +29,19 @@ type Chunked struct {
 	extra   int    // bytes of extensions beyond what the chunks so far are good for
 	trailer int    // bytes of trailers so far
 	quoted  bool
+	dropped bool // the trailer being read
+	named   int  // bytes of name held back until it is known whether the trailer is dropped
+	name    [longestFraming]byte
 }
+
+// framing are the names that no trailer may have.
+var framing = map[string]bool{
+	"content-length": true, "transfer-encoding": true, "trailer": true, "te": true, "connection": true, "keep-alive": true, "proxy-connection": true,
+	"upgrade": true, "host": true, "content-encoding": true, "content-type": true, "content-range": true, "set-cookie": true, "location": true,
+	"authorization": true, "www-authenticate": true, "proxy-authenticate": true, "age": true, "cache-control": true, "expires": true, "vary": true,
+}
+
+const longestFraming = len("proxy-authenticate")
 
 type chunkState uint8
 
@@ -128,6 +141,7 @@ func (c *Chunked) Filter(b []byte, from, to int) (start, end, consumed int, err 
 			}
 			c.state = chunkSize
 		default:
+			was := c.state
 			if ok := c.trailers(ch); !ok {
 				return 0, 0, 0, ErrChunk
 			}
@@ -135,8 +149,7 @@ func (c *Chunked) Filter(b []byte, from, to int) (start, end, consumed int, err 
 				return 0, 0, 0, ErrChunkLong
 			}
 			if c.Trailers && !c.Decode {
-				b[w] = ch
-				w++
+				w = c.keep(b, w, was, ch)
 			}
 			if c.state == chunkDone {
 				if !c.Trailers && !c.Decode {
@@ -158,9 +171,44 @@ func (c *Chunked) withholds() bool {
 	case chunkExt, chunkSizeLF, chunkDataLF, trailerEndLF:
 		return true
 	case trailerStart, trailerName, trailerValue, trailerLF:
-		return !c.Trailers
+		return !c.Trailers || c.named > 0
 	}
 	return false
+}
+
+// keep writes a byte of the trailers, that was read in the state was, to b[w:], or holds it back, or drops it, and returns the new w.
+func (c *Chunked) keep(b []byte, w int, was chunkState, ch byte) int {
+	if c.state == trailerName { // of which ch is
+		if was == trailerStart {
+			c.named = 0
+		}
+		if c.named >= 0 && c.named < len(c.name) {
+			c.name[c.named] = ch
+			c.named++
+			return w
+		}
+	}
+	if c.named > 0 { // the name is complete, or longer than any that is dropped
+		name := c.name[:c.named]
+		if was == trailerName && c.state == trailerValue {
+			var buf [longestFraming]byte
+			n := copy(buf[:], name)
+			lower(buf[:n])
+			c.dropped = framing[string(buf[:n])]
+		}
+		if !c.dropped {
+			w += copy(b[w:], name)
+		}
+		c.named = -1
+	}
+	if !c.dropped {
+		b[w] = ch
+		w++
+	}
+	if c.state == trailerStart || c.state == trailerEndLF {
+		c.dropped, c.named = false, 0
+	}
+	return w
 }
 
 // trailers reads one byte of the trailer section.

@@ -10,6 +10,8 @@ import (
 type Hop struct {
 	// Peer is the address the request came from; the invalid Addr, of a unix socket, is written as "unknown".
 	Peer netip.Addr
+	// Client is the address of the client, as a trusted peer tells it; without one it is not looked at.
+	Client netip.Addr
 	// Trusted says that what the peer tells about the way before it is passed on; else it is dropped.
 	Trusted bool
 	// Proto is http or https, Host and Port what the client asked for; told as X-Forwarded-Proto and -Host.
@@ -73,6 +75,9 @@ func AppendRequest(out []byte, r *Request, hop *Hop) []byte {
 		out = append(out, hop.Upgrade...)
 		out = append(out, "\r\n"...)
 	}
+	if hop.Trusted {
+		out = appendForwarded(out, r, hop)
+	}
 	out = append(out, "X-Forwarded-For: "...)
 	if hop.Trusted {
 		for n := 0; ; n++ {
@@ -124,6 +129,54 @@ func AppendRequest(out []byte, r *Request, hop *Hop) []byte {
 	}
 	out = append(out, hop.Via...)
 	return append(out, "\r\n\r\n"...)
+}
+
+// appendForwarded extends the chain of a trusted peer that speaks of the way in Forwarded fields (RFC 7239), and in these only:
+// beside X-Forwarded-For they are most likely what a client has sent to a peer that does not know of them.
+func appendForwarded(out []byte, r *Request, hop *Hop) []byte {
+	_, told := r.Value("forwarded", 0)
+	if _, other := r.Value("x-forwarded-for", 0); !told || other {
+		return out
+	}
+	out = append(out, "Forwarded: "...)
+	for n := 0; ; n++ {
+		chain, ok := r.Value("forwarded", n)
+		if !ok {
+			break
+		}
+		if len(chain) > 0 {
+			out = append(out, chain...)
+			out = append(out, ", "...)
+		}
+	}
+	out = append(out, "for="...)
+	switch {
+	case !hop.Peer.IsValid():
+		out = append(out, "unknown"...)
+	case hop.Peer.Is4():
+		out = hop.Peer.AppendTo(out)
+	default:
+		out = append(out, `"[`...)
+		out = append(hop.Peer.WithZone("").AppendTo(out), `]"`...)
+	}
+	out = append(out, ";proto="...)
+	out = append(out, hop.Proto...)
+	return append(out, "\r\n"...)
+}
+
+// told reports whether a field about the way, kindForwarded, is to be passed on for a trusted peer: not one that contradicts
+// what the peer says in X-Forwarded-For, or what we say ourselves.
+func told(f *fields, i int, hop *Hop) bool {
+	switch name := f.name(i); {
+	case EqualFold(name, "forwarded"): // appendForwarded has it
+		return false
+	case EqualFold(name, "x-real-ip"):
+		a, ok := parseNode(f.value(i))
+		return ok && a == hop.Client.Unmap()
+	case EqualFold(name, "x-client-cert-subject"):
+		return len(hop.Subject) == 0
+	}
+	return true
 }
 
 // Body says how the body of a response is framed towards the client.
@@ -178,7 +231,7 @@ func appendFields(out []byte, f *fields, names bool, hop *Hop, remove []string) 
 		case kindTE:
 			keep = EqualFold(f.value(i), "trailers")
 		case kindForwarded:
-			keep = hop == nil || hop.Trusted
+			keep = hop == nil || hop.Trusted && told(f, i, hop)
 		case kindOrigin:
 			keep = hop == nil
 		case kindHop:

@@ -12,7 +12,7 @@ const haveEpoll = false
 func newLoops(Options) (Engine, error) { return nil, errors.ErrUnsupported }
 
 // Splice returns errors.ErrUnsupported: bytes have to be copied.
-func Splice(dst, src Conn, prefix []byte, n int64, watch Conn) (written int64, rerr, werr error) {
+func Splice(dst, src Conn, prefix []byte, n int64) (written int64, rerr, werr error) {
 	return 0, errors.ErrUnsupported, nil
 }
 

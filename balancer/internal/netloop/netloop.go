@@ -27,6 +27,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"syscall"
 	"time"
 )
 
@@ -48,6 +49,17 @@ const BufferSize = 16 << 10
 
 // ErrPeerGone says that the peer of the watched connection went away while the caller waited for another one.
 var ErrPeerGone = errors.New("netloop: watched peer has gone away")
+
+// Exhausted reports whether a connection could not be opened for want of something of this host's: descriptors, ports,
+// memory. That says nothing about its peer.
+func Exhausted(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
 
 // Conn is a connection that belongs to a loop. Deadlines have the precision of [Tick].
 type Conn interface {

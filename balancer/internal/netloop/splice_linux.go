@@ -41,30 +41,19 @@ func (p *pipe) close() {
 }
 
 // Splice writes prefix to dst and then moves up to n bytes from src to it within the kernel (splice(2)): as many as there
-// are, in one segment with the prefix where that fits. Without a prefix it first waits until there is something; with
-// one it does not, and may move nothing. It returns when all of that is with dst, and how much that was, the prefix
-// included. While it waits for src it notices that the peer of watch goes, as ReadWatching does; nil is nobody. At the end
-// of src it returns io.EOF as rerr; errors of dst are werr.
+// are, in one segment with the prefix where that fits. It does not wait for src ([Conn.Wait] does), and may move nothing. It
+// returns when all of that is with dst, and how much that was, the prefix included. At the end of src it returns io.EOF as
+// rerr; errors of dst are werr.
 //
 // It returns errors.ErrUnsupported as rerr, and has written nothing, where bytes have to be copied: on a [Layer], on the
 // goroutines engine, or when many other splices are under way.
-func Splice(dst, src Conn, prefix []byte, n int64, watch Conn) (written int64, rerr, werr error) {
+func Splice(dst, src Conn, prefix []byte, n int64) (written int64, rerr, werr error) {
 	d, ok := dst.(*conn)
 	s, ok2 := src.(*conn)
 	if !ok || !ok2 {
 		return 0, errors.ErrUnsupported, nil
 	}
 	l := s.loop
-	var other *conn
-	if watch != nil {
-		other = baseConn(watch)
-	}
-	// The pipe is taken when there is something to put into it.
-	for len(prefix) == 0 && s.fd >= 0 && !s.readable {
-		if err := s.await(other); err != nil {
-			return 0, err, nil
-		}
-	}
 	if s.fd < 0 {
 		return 0, net.ErrClosed, nil
 	}
@@ -77,11 +66,12 @@ func Splice(dst, src Conn, prefix []byte, n int64, watch Conn) (written int64, r
 		l.piping++
 		defer func() { l.piping-- }()
 		held, rerr = s.fill(p, n)
+		if held == 0 && rerr == nil && s.readable { // what there is cannot be spliced, and there will be no edge
+			l.pipes.give(p)
+			return 0, errors.ErrUnsupported, nil
+		}
 	}
-	switch {
-	case len(prefix) == 0 && held == 0 && rerr == nil:
-		rerr = s.await(other)
-	case len(prefix) > 0:
+	if len(prefix) > 0 {
 		flags := unix.MSG_NOSIGNAL
 		if held > 0 {
 			flags |= unix.MSG_MORE // what follows is in our hands

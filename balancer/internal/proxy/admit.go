@@ -24,8 +24,9 @@ func (x *exchange) identify() {
 	}
 	if (len(s.Trusted) > 0 || s.TrustUnix) && s.trusts(peer) {
 		x.hop.Trusted = true
-		if client := http1.ForwardedFor(r, peer, s.trusts); client != peer {
-			x.rec.Client = netip.AddrPortFrom(client, 0)
+		x.hop.Client = http1.ForwardedFor(r, peer, s.trusts)
+		if x.hop.Client != peer {
+			x.rec.Client = netip.AddrPortFrom(x.hop.Client, 0)
 		}
 		if proto, ok := r.Value("x-forwarded-proto", 0); ok && (string(proto) == "http" || string(proto) == "https") {
 			x.hop.Proto = "http"
@@ -213,7 +214,8 @@ func (x *exchange) pickWithRoom(pl *pool.Pool, s *pool.Settings, tried []*pool.E
 		if pl.Len() == 0 {
 			return nil, failure{}
 		}
-		if why := q.wait(x, s.Queue, until); why.reason != "" {
+		room := func() bool { return pl.Latest().WithRoom(s.MaxConcurrent, tried...) != nil }
+		if why := q.wait(x, s.Queue, until, room); why.reason != "" {
 			return nil, why
 		}
 		pl = pl.Latest()

@@ -26,8 +26,8 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 	started := x.loop.Now()
 	up, reused, why := x.connect(e, s, fresh)
 	if up == nil {
-		if errors.Is(why.cause, syscall.ECONNREFUSED) && x.proxy.observer != nil {
-			x.proxy.observer.Refused(e)
+		if why.reason == ConnectTimeout || errors.Is(why.cause, syscall.ECONNREFUSED) || errors.Is(why.cause, syscall.ECONNRESET) {
+			x.refused(e)
 		}
 		return outcome{failure: why, again: true, free: why.reason == ConnectFailed}
 	}
@@ -43,6 +43,9 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 	if n, err := up.Write(x.out); err != nil {
 		unsent := n == 0 && x.upload == nil
 		up.Close()
+		if !reused && errors.Is(err, syscall.ECONNRESET) {
+			x.refused(e)
+		}
 		return outcome{failure: fail(UpstreamClosed), again: unsent || repeatable, stale: reused && unsent}
 	}
 	sent := len(x.out)
@@ -73,6 +76,9 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 			silent := n == 0 && interim == 0 && why.reason == UpstreamClosed
 			unsent := silent && !repeatable && why.cause == io.EOF && reused && held && x.unread(up, sent)
 			up.Close()
+			if silent && !reused && errors.Is(why.cause, syscall.ECONNRESET) {
+				x.refused(e)
+			}
 			late := n == 0 && why.reason == UpstreamTimeout && x.retryTimeouts(headBy)
 			return outcome{failure: why, again: unsent || repeatable && (silent || late), stale: reused && silent}
 		}
@@ -123,6 +129,14 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 	}
 }
 
+// refused tells who wants to know that an endpoint has turned a new connection away: refused it, let it wait in vain, or reset
+// it before it said a word.
+func (x *exchange) refused(e *pool.Endpoint) {
+	if x.proxy.observer != nil {
+		x.proxy.observer.Refused(e)
+	}
+}
+
 var noEdit http1.Edit
 
 // acknowledged is the longest time that a receiver may delay an acknowledgement (RFC 1122 §4.2.3.2).
@@ -149,9 +163,13 @@ func (x *exchange) answerBy(headBy time.Time) time.Time {
 }
 
 // retryTimeouts reports whether there is a point in trying again after an attempt took all the time it had: only where
-// the whole exchange has more than that.
+// the whole exchange is given a time, and has more than that.
 func (x *exchange) retryTimeouts(headBy time.Time) bool {
-	return !headBy.IsZero() && x.loop.Now().Before(headBy)
+	by := headBy
+	if by.IsZero() || !x.deadline.IsZero() && x.deadline.Before(by) {
+		by = x.deadline
+	}
+	return !by.IsZero() && x.loop.Now().Before(by)
 }
 
 // readAnswer reads until a whole response head is in buf, of which n bytes are held already, and returns its length.
@@ -213,10 +231,14 @@ func (x *exchange) readUpstream(up netloop.Conn, b []byte) (int, error) {
 	return up.Read(b)
 }
 
-// watched is the client connection to keep an eye on; none while the body is being streamed, for then the upload does.
+// watched is the client connection to keep an eye on; none while the body is being streamed, for then the upload does, and
+// goes on to until it is told here not to.
 func (x *exchange) watched() netloop.Conn {
-	if x.upload != nil && x.bodyPending() {
-		return nil
+	if x.upload != nil {
+		if x.bodyPending() {
+			return nil
+		}
+		x.upload.unwatch()
 	}
 	return x.conn
 }
@@ -299,11 +321,19 @@ func (x *exchange) relay(e *pool.Endpoint, s *pool.Settings, up netloop.Conn, bu
 			out = append(out, piece...)
 			x.out, piece = out, out
 		}
-		x.conn.SetWriteDeadline(x.progress(started, moved))
 		spliced = false
+		if left >= spliceFrom && len(piece) == 0 {
+			began := x.loop.Now()
+			up.SetReadDeadline(x.by(x.timeouts.IdleBody))
+			if err := up.Wait(x.watched()); err != nil {
+				why = x.blame(err)
+				break
+			}
+			started = started.Add(x.loop.Now().Sub(began))
+		}
+		x.conn.SetWriteDeadline(x.progress(started, moved))
 		if left >= spliceFrom {
-			up.SetReadDeadline(x.progress(started, moved))
-			k, rerr, werr := netloop.Splice(x.conn, up, piece, left, x.watched())
+			k, rerr, werr := netloop.Splice(x.conn, up, piece, left)
 			moved += k
 			left -= max(0, k-int64(len(piece)))
 			switch {
@@ -330,8 +360,10 @@ func (x *exchange) relay(e *pool.Endpoint, s *pool.Settings, up netloop.Conn, bu
 		if complete || why.reason != "" {
 			break
 		}
-		up.SetReadDeadline(x.progress(started, moved))
+		began := x.loop.Now()
+		up.SetReadDeadline(x.by(x.timeouts.IdleBody))
 		k, err := x.readUpstream(up, buf[http1.Headroom:len(buf)-tail])
+		started = started.Add(x.loop.Now().Sub(began)) // the client has not been waited for
 		if err == io.EOF && r.UntilClose {
 			complete = true
 			x.unload()

@@ -109,7 +109,8 @@ type upload struct {
 	read     atomic.Bool // the last of the body has come, and is being sent
 	finished atomic.Bool // the body is complete, and the answer may be timed
 	ended    netloop.Waiter
-	failed   atomic.Bool // why says what went wrong on the client's side
+	watching netloop.Waiter // for the client to go, once the body is complete
+	failed   atomic.Bool    // why says what went wrong on the client's side
 	why      failure
 	bytes    atomic.Int64
 	buf      []byte // rest is what it holds of the next request
@@ -118,7 +119,7 @@ type upload struct {
 
 // startUpload begins to stream. From here on the request cannot be repeated.
 func (x *exchange) startUpload(to netloop.Conn, headBy time.Time) {
-	u := &upload{x: x, to: to, buf: x.loop.Buffer(), ended: x.loop.NewWaiter()}
+	u := &upload{x: x, to: to, buf: x.loop.Buffer(), ended: x.loop.NewWaiter(), watching: x.loop.NewWaiter()}
 	x.upload = u
 	u.task = x.loop.Go(func() { u.run(headBy) })
 }
@@ -127,14 +128,19 @@ func (u *upload) run(headBy time.Time) {
 	x, b := u.x, &u.x.body
 	started, most := x.loop.Now(), x.mostBody()
 	for !b.done {
-		by := x.progress(started, u.bytes.Load())
-		x.conn.SetReadDeadline(by)
+		x.conn.SetReadDeadline(x.progress(started, u.bytes.Load()))
 		if u.stopping.Load() {
 			return
 		}
 		if b.left >= spliceFrom {
-			u.to.SetWriteDeadline(by)
-			n, rerr, werr := netloop.Splice(u.to, x.conn, nil, b.left, nil)
+			if err := x.conn.Wait(nil); err != nil {
+				u.lost(err)
+				return
+			}
+			began := x.loop.Now()
+			u.to.SetWriteDeadline(x.by(x.timeouts.IdleBody))
+			n, rerr, werr := netloop.Splice(u.to, x.conn, nil, b.left)
+			started = started.Add(x.loop.Now().Sub(began))
 			u.bytes.Add(n)
 			b.left -= n
 			switch {
@@ -179,8 +185,11 @@ func (u *upload) run(headBy time.Time) {
 		}
 		u.bytes.Add(int64(n))
 		u.read.Store(b.done)
+		began := x.loop.Now()
 		u.to.SetWriteDeadline(x.by(x.timeouts.IdleBody)) // the least rate is asked of the client
-		if _, err := u.to.Write(u.buf[from:to]); err != nil {
+		_, err = u.to.Write(u.buf[from:to])
+		started = started.Add(x.loop.Now().Sub(began))
+		if err != nil {
 			// The upstream takes no more; its answer, or the lack of one, says why.
 			u.to.SetReadDeadline(x.answerBy(headBy))
 			return
@@ -189,6 +198,22 @@ func (u *upload) run(headBy time.Time) {
 	u.to.SetReadDeadline(x.answerBy(headBy))
 	u.finished.Store(true)
 	u.ended.Wake(x.loop)
+	if len(u.rest) > 0 {
+		return // the next request is here: the client is
+	}
+	x.conn.SetReadDeadline(time.Time{})
+	if err := u.watching.Wait(x.loop.Now().Add(maxWatch), x.conn); err == netloop.ErrPeerGone {
+		u.fail(fail(ClientClosed))
+	}
+}
+
+// maxWatch is longer than any exchange.
+const maxWatch = 365 * 24 * time.Hour
+
+// unwatch ends the watch that an upload which has finished keeps over the client, before somebody else looks at it.
+func (u *upload) unwatch() {
+	u.watching.Wake(u.x.loop)
+	u.task.Wait()
 }
 
 // almost waits, when there is an answer, for an upload that has but to send the last of the body, or to say that it has: an instance
@@ -227,7 +252,7 @@ func (u *upload) stop() {
 		u.to.Close()
 		u.x.conn.SetReadDeadline(longAgo)
 	}
-	u.task.Wait()
+	u.unwatch()
 }
 
 // end stops the upload and takes over what it holds of the next request.

@@ -375,9 +375,10 @@ func (x *exchange) by(d time.Duration) time.Time {
 	return t
 }
 
-// progress is when the next bytes of a body must have come, or gone, of which so many have since started: within the idle
-// time, and once that has passed, at the least rate on average. Whoever makes progress gets more time, but a byte now and
-// then is none.
+// progress is when the client must have sent, or taken, the next bytes of a body, of which so many have gone since started:
+// within the idle time, and once that has passed, at the least rate on average. Whoever makes progress gets more time, but a
+// byte now and then is none. What the exchange has waited for the other side is not the client's time: the caller moves
+// started on by it, so that an upstream may be as slow as the idle time lets it.
 func (x *exchange) progress(started time.Time, bytes int64) time.Time {
 	t := x.by(x.timeouts.IdleBody)
 	if x.settings.MinRate > 0 {

@@ -31,6 +31,7 @@ const (
 	Overloaded      Reason = "overloaded"
 	CPUPressure     Reason = "cpu_pressure"
 	MemoryPressure  Reason = "memory_pressure"
+	Exhausted       Reason = "out_of_sockets"
 	Looped          Reason = "loop_detected"
 	ClientClosed    Reason = "client_closed"
 	Internal        Reason = "internal_error"
@@ -64,6 +65,7 @@ var failures = map[Reason]struct {
 	Overloaded:      {503, "UO", "all instances of the service are busy"},
 	CPUPressure:     {503, "OM", "the proxy has more to do than it can, and sheds load"},
 	MemoryPressure:  {503, "OM", "the proxy is short of memory, and sheds load"},
+	Exhausted:       {503, "OM", "the proxy has no descriptor or port left for a connection to an instance"},
 	Looped:          {508, "LD", "the request has come through this proxy too often: its way is a circle"},
 	ClientClosed:    {499, "DC", "the client went away"},
 	Internal:        {500, "IE", "the proxy failed; its log says more"},

@@ -321,6 +321,11 @@ func TestTrustedPeer(t *testing.T) {
 	add("proto list", "X-Forwarded-Proto: https, http\r\n", "", "", "http", "a", "127.0.0.1")
 	add("first proto and host", "X-Forwarded-Proto: http\r\nX-Forwarded-Host: one\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: two\r\n", "", "", "http", "one", "127.0.0.1")
 	add("empty host", "X-Forwarded-Host:\r\n", "", "", "http", "a", "127.0.0.1")
-	add("passed on", "Forwarded: for=203.0.113.7\r\nX-Real-IP: 203.0.113.7\r\nX-Forwarded-Port: 443\r\n", "Forwarded: for=203.0.113.7\r\nX-Real-IP: 203.0.113.7\r\nX-Forwarded-Port: 443\r\n", "", "http", "a", "203.0.113.7")
+	const kept, forwarded = "X-Real-IP: 203.0.113.7\r\nX-Forwarded-Port: 443\r\n", "Forwarded: for=203.0.113.7"
+	add("passed on", forwarded+"\r\n"+kept, kept+forwarded+", for=127.0.0.1;proto=http\r\n", "", "http", "a", "203.0.113.7")
+	add("Forwarded twice", forwarded+"\r\nForwarded: for=10.0.0.9;by=x\r\n", forwarded+", for=10.0.0.9;by=x, for=127.0.0.1;proto=http\r\n", "", "http", "a", "203.0.113.7")
+	add("Forwarded from whom the peer does not speak of", "Forwarded: for=6.6.6.6\r\nX-Forwarded-For: 203.0.113.7\r\n", "", "203.0.113.7", "http", "a", "203.0.113.7")
+	add("X-Real-IP of another", "X-Real-IP: 6.6.6.6\r\nX-Forwarded-For: 203.0.113.7\r\n", "", "203.0.113.7", "http", "a", "203.0.113.7")
+	add("X-Real-IP that is none", "X-Real-IP: me\r\nX-Forwarded-For: 203.0.113.7\r\n", "", "203.0.113.7", "http", "a", "203.0.113.7")
 	hops(t, Settings{Trusted: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/8")}}, table)
 }

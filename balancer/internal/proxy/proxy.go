@@ -154,6 +154,7 @@ type Proxy struct {
 
 	mu      sync.Mutex
 	tunnels map[*tunnel]struct{}
+	ending  bool // tunnels are
 }
 
 var _ netloop.Handler = (*Proxy)(nil)

@@ -34,9 +34,13 @@ func (p *Proxy) queueOf(s *pool.Service) *queue {
 	return q.(*queue)
 }
 
-// wait waits until an exchange has ended, at most until then, among at most so many. It returns the failure that ends the
-// exchange, or none when it is worth looking again.
-func (q *queue) wait(x *exchange, most int, until time.Time) failure {
+// again is how often those who wait look for themselves: a place may come up without an exchange having ended, where a pool
+// gets another endpoint, and one that is free for a moment only may be missed.
+const again = 2 * netloop.Tick
+
+// wait waits until an exchange has ended, or there is room, at most until then, among at most so many. It returns the failure
+// that ends the exchange, or none when it is worth looking again.
+func (q *queue) wait(x *exchange, most int, until time.Time, room func() bool) failure {
 	if most <= 0 {
 		return fail(Overloaded)
 	}
@@ -55,7 +59,19 @@ func (q *queue) wait(x *exchange, most int, until time.Time) failure {
 		first.Wake(x.loop)
 	}
 
-	err := w.Wait(until, x.conn)
+	// An exchange that ended before this one could be seen here has woken nobody: look once more.
+	var err error
+	for found := room(); !found; found = room() {
+		look := x.loop.Now().Add(again)
+		if last := !look.Before(until); last {
+			err = w.Wait(until, x.conn)
+			break
+		}
+		if err = w.Wait(look, x.conn); err == nil || !isTimeout(err) {
+			break
+		}
+		err = nil
+	}
 	q.mu.Lock()
 	i := slices.Index(q.stack, w)
 	if i >= 0 {

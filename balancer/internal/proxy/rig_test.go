@@ -54,14 +54,16 @@ type rig struct {
 	done      func(rec *Record) // is told of a record too, on the loop, which stands still meanwhile; nil is nobody
 	mirror    string            // address of the one instance of the service "copies"
 	firstByte time.Duration     // how long a new connection may stay silent; zero is the engine's default
+	sockets   int               // that may be open; zero is no bound
 
 	mu      sync.Mutex
 	records []Record
 
 	failing atomic.Int32 // calls of Failing
+	refused atomic.Int32 // and of Refused
 }
 
-func (r *rig) Refused(*pool.Endpoint) {}
+func (r *rig) Refused(*pool.Endpoint) { r.refused.Add(1) }
 func (r *rig) Failing(*pool.Endpoint) { r.failing.Add(1) }
 
 func (r *rig) Done(rec *Record) {
@@ -106,7 +108,7 @@ func startWith(t *testing.T, engine string, settings Settings, with func(r *rig)
 	with(r)
 	r.publish(upstreams...)
 	var err error
-	if r.engine, err = netloop.New(netloop.Options{Engine: engine, Loops: 2, FirstByte: r.firstByte,
+	if r.engine, err = netloop.New(netloop.Options{Engine: engine, Loops: 2, FirstByte: r.firstByte, Sockets: r.sockets,
 		Stale:  func(key any) bool { return key.(interface{ Retired() bool }).Retired() },
 		Closed: func(key any, d time.Duration) { key.(interface{ ClosedIdle(time.Duration) }).ClosedIdle(d) },
 		Panic:  func(v any, stack []byte) { t.Errorf("panic: %v\n%s", v, stack) }}); err != nil {

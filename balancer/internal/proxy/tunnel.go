@@ -82,6 +82,7 @@ func (x *exchange) tunnel(up netloop.Conn, buf []byte, head, n int) outcome {
 		p := x.proxy
 		p.mu.Lock()
 		p.tunnels[t] = struct{}{}
+		t.closing.Store(p.ending)
 		p.mu.Unlock()
 		upwards := x.loop.Go(func() { t.move(up, x.conn, &t.in) })
 		t.move(x.conn, up, &t.out)
@@ -175,10 +176,11 @@ func (t *tunnel) end(broken bool) {
 	t.up.SetReadDeadline(longAgo)
 }
 
-// EndTunnels ends all tunnels: both sides read the end of the stream.
+// EndTunnels ends all tunnels, those too that are yet to begin: both sides read the end of the stream.
 func (p *Proxy) EndTunnels() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.ending = true
 	for t := range p.tunnels {
 		t.loop.Post(func() { t.end(false) })
 	}

@@ -44,8 +44,11 @@ func (x *exchange) connect(e *pool.Endpoint, s *pool.Settings, fresh bool) (up n
 	by := x.by(x.timeouts.Connect)
 	up, err := dial(x.loop, e, by.Sub(x.loop.Now()))
 	if err != nil {
-		if isTimeout(err) {
+		switch {
+		case isTimeout(err):
 			return nil, false, fail(ConnectTimeout)
+		case netloop.Exhausted(err):
+			return nil, false, fail(Exhausted)
 		}
 		return nil, false, failure{reason: ConnectFailed, cause: err}
 	}
@@ -91,7 +94,16 @@ func localAddress(c netloop.Conn) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
+// claimedIdle is how long a connection is kept that serves one client only: nobody tells it when that client has gone.
+const claimedIdle = 5 * time.Second
+
 // park keeps a connection for the next exchange.
 func (x *exchange) park(e *pool.Endpoint, s *pool.Settings, up netloop.Conn) {
-	x.loop.Park(x.key(e, s), up, e.KeepIdle(s))
+	idle := e.KeepIdle(s)
+	if s.ProxyProtocol > 0 {
+		if idle = min(idle, claimedIdle); !x.keep {
+			idle = 0
+		}
+	}
+	x.loop.Park(x.key(e, s), up, idle)
 }
