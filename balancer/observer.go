@@ -20,7 +20,7 @@ type observer struct {
 	control *control.Controller
 }
 
-func (o observer) Refused(e *pool.Endpoint) { o.control.Refused(e) }
+func (o observer) Refused(e *pool.Endpoint, reset bool) { o.control.Refused(e, reset) }
 
 func (o observer) Failing(e *pool.Endpoint) { o.control.Failing(e) }
 

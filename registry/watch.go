@@ -33,8 +33,12 @@ type Update struct {
 	// Revision is the store's revision up to which the reader is now current. It never goes back between two
 	// Resets. An update with neither Reset, Changes nor Err only says that time passed and nothing was missed.
 	Revision int64
-	// StoreID identifies the store (etcd's cluster id). Another value after a Reset means another store.
+	// StoreID identifies the store (etcd's cluster id). Another value after a Reset means another store, a lower Revision an
+	// older state of the same one.
 	StoreID uint64
+	// Elsewhere says that a Reset is that of another store than before, or of an older state of it, where StoreID and Revision do
+	// not show it.
+	Elsewhere bool
 	// Changes are in the order in which they happened; a Reset lists them by key.
 	Changes []Change
 	// Err, when not nil, says that the source has lost touch with the store and why. Everything delivered so far

@@ -78,7 +78,7 @@ var table = []row{
 	},
 	{pkg: "balancer/internal/membership", module: []string{"registry", "balancer/pool"}},
 	{pkg: "balancer/internal/snapshot", module: []string{"registry"}},
-	{pkg: "balancer/internal/health", module: []string{"balancer/pool"}, outside: []string{"google.golang.org/grpc/..."}},
+	{pkg: "balancer/internal/health", module: []string{"balancer/pool", "balancer/internal/proxyproto"}, outside: []string{"google.golang.org/grpc/..."}},
 	{
 		pkg: "balancer/internal/control",
 		module: []string{

@@ -214,13 +214,14 @@ func (w *watch) reset(ctx context.Context, reason string) error {
 		fields = append(fields, zap.Duration("away", time.Since(w.lostAt)))
 	}
 	w.log.Info("listed", fields...)
+	elsewhere := w.store == header.ClusterId && header.RaftTerm < w.term // restored, and by now further than it was
 	w.store, w.term, w.rev, w.seen = header.ClusterId, header.RaftTerm, header.Revision, seen
 	w.told = ""
 	w.setOK(true)
 	w.scheduleAudit(w.c.opts.AuditEvery)
 	w.c.stats.relisted(reason)
 	w.c.stats.revision.Store(w.rev)
-	w.apply(registry.Update{Reset: true, Revision: w.rev, StoreID: w.store, Changes: changes})
+	w.apply(registry.Update{Reset: true, Revision: w.rev, StoreID: w.store, Elsewhere: elsewhere, Changes: changes})
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rota-lb/rota/balancer/internal/membership"
 	"github.com/rota-lb/rota/balancer/internal/route"
 	"github.com/rota-lb/rota/balancer/pool"
 	"github.com/rota-lb/rota/config"
@@ -46,11 +47,11 @@ func TestChoiceIsThePickers(t *testing.T) {
 			change.Deleted = true
 			c.update(&registry.Update{Revision: revision, StoreID: 1, Changes: []registry.Change{change}})
 		case what == 5:
-			c.fold.Refused(e, now, c.touched)
+			c.fold.Refused(e, false, now, c.touched)
 		case what == 6:
 			c.fold.Checked(e, random.IntN(2) == 0, "why", now, c.touched)
 		case what == 7:
-			c.fold.Probed(e, random.IntN(2) == 0, now, c.touched)
+			c.fold.Probed(e, membership.Outcome(random.IntN(3)), now, c.touched)
 		case what == 8:
 			c.fold.Failing(e, "failure_rate", "why", now, c.touched)
 		}

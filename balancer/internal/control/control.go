@@ -109,6 +109,9 @@ type Controller struct {
 	panics  map[string]bool  // likewise
 	refused []*pool.Endpoint // in the last second
 	asking  sync.WaitGroup
+	// inquiring says that leases are being asked about, askAgain when there is a point in it after the store did not answer.
+	inquiring bool
+	askAgain  time.Time
 
 	snapshot keeping
 
@@ -188,6 +191,9 @@ func (c *Controller) Counters() *Counters { return &c.counters }
 func (c *Controller) Run(ctx context.Context) error {
 	defer close(c.ended)
 	c.setDynamic(c.first)
+	if c.Registry != nil {
+		c.readSnapshot()
+	}
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer c.trimming.Wait()
@@ -365,6 +371,7 @@ func (c *Controller) update(u *registry.Update) {
 		c.link, c.linkedAt = nil, now
 	}
 	c.counters.Connected.Store(true)
+	after := c.remember(u, now)
 	if u.Reset {
 		c.reset = len(u.Changes)
 		if !c.synced {
@@ -402,6 +409,7 @@ func (c *Controller) update(u *registry.Update) {
 			c.Logger.Warn("key set aside", zap.String("key", ch.Key), zap.Error(ch.Err))
 		}
 	}
+	after()
 	c.show(u)
 	c.counters.Revision.Store(c.fold.Revision())
 	c.counters.Quarantined.Store(int64(c.fold.QuarantinedCount()))
@@ -420,7 +428,7 @@ func (c *Controller) configure(ch *registry.Change) {
 	}
 }
 
-// forget drops routes and policies that a complete content does not have. Those that another store does not have stay.
+// forget drops routes and policies that a complete content does not have. Those that another store does not have stay, as orphans.
 func (c *Controller) forget(u *registry.Update, elsewhere bool) {
 	present := map[string]bool{}
 	for i := range u.Changes {
@@ -428,18 +436,78 @@ func (c *Controller) forget(u *registry.Update, elsewhere bool) {
 			present[u.Changes[i].Key] = true
 		}
 	}
-	for _, name := range absent(c.etcd, present, elsewhere) {
+	c.drop(func(key string, orphaned bool) verdict {
+		switch {
+		case present[key] || orphaned:
+			return keep
+		case elsewhere:
+			return orphan
+		}
+		return drop
+	})
+	if n := len(c.orphans()); elsewhere && n > 0 {
+		c.say(EventRegistry, fmt.Sprintf("%d routes, policies or grants that the registry does not have stay in use, until they are written anew or given up", n))
+		c.Logger.Warn("the registry does not have what is in use: write it anew, or give it up", zap.Strings("keys", c.orphans()))
+	}
+}
+
+// GiveUpOrphans drops the routes, policies and grants that are in use though the store, another one than they were written to, does
+// not have them. It returns their keys.
+func (c *Controller) GiveUpOrphans(ctx context.Context, by string) (keys []string, err error) {
+	if !c.do(ctx, func() {
+		keys = c.orphans()
+		c.drop(func(_ string, orphaned bool) verdict {
+			if orphaned {
+				return drop
+			}
+			return keep
+		})
+		c.snapshot.unsaved = c.snapshot.unsaved || len(keys) > 0
+	}) {
+		return nil, endedOr(ctx)
+	}
+	c.Audit(by, "", "", fmt.Sprintf("%d keys given up that the registry does not have", len(keys)))
+	return keys, nil
+}
+
+// verdict is what becomes of a value that an operator has written.
+type verdict uint8
+
+const (
+	keep   verdict = iota
+	orphan         // it stays, though the store does not have it
+	drop
+)
+
+// drop asks about each route, policy and grant of the registry what becomes of it.
+func (c *Controller) drop(judge func(key string, orphaned bool) verdict) {
+	for _, name := range dropped(c.etcd, judge) {
 		delete(c.etcd, name)
 		c.reroute = true
 	}
-	for _, name := range absent(c.policies, present, elsewhere) {
+	for _, name := range dropped(c.policies, judge) {
 		delete(c.policies, name)
 		c.applyPolicy(name)
 	}
-	for _, name := range absent(c.grants, present, elsewhere) {
+	for _, name := range dropped(c.grants, judge) {
 		delete(c.grants, name)
 		c.touched[name] = true
+		c.reroute = c.reroute || c.claims[name] != nil
 	}
+}
+
+// dropped lists what is to be dropped, and marks what is orphaned.
+func dropped[T any](held map[string]kv[T], judge func(key string, orphaned bool) verdict) (names []string) {
+	for name, v := range held {
+		switch judge(v.key, v.orphaned) {
+		case orphan:
+			v.orphaned = true
+			held[name] = v
+		case drop:
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // sameRoute reports whether two routes of different routers are alike, as far as is shown.
@@ -448,19 +516,20 @@ func sameRoute(a, b *route.Route) bool {
 		reflect.DeepEqual(a.Rules, b.Rules)
 }
 
-// absent lists what is not present, but for what another store than before does not have: that is noted, and stays.
-func absent[T any](held map[string]kv[T], present map[string]bool, elsewhere bool) (names []string) {
-	for name, v := range held {
-		switch {
-		case present[v.key] || v.orphaned:
-		case elsewhere:
-			v.orphaned = true
-			held[name] = v
-		default:
-			names = append(names, name)
+// orphans lists the keys whose values are in use though the store does not have them, sorted.
+func (c *Controller) orphans() (keys []string) {
+	keys = slices.Concat(orphaned(c.etcd), orphaned(c.policies), orphaned(c.grants))
+	slices.Sort(keys)
+	return keys
+}
+
+func orphaned[T any](held map[string]kv[T]) (keys []string) {
+	for _, v := range held {
+		if v.orphaned {
+			keys = append(keys, v.key)
 		}
 	}
-	return names
+	return keys
 }
 
 // setGrant takes in what a service may claim. Taking a grant away counts at once; that another store does not have it counts
@@ -528,7 +597,11 @@ func (c *Controller) setPolicy(ch *registry.Change) {
 
 // applyPolicy takes in that the policy of a service may have changed.
 func (c *Controller) applyPolicy(name string) {
-	c.fold.SetPolicy(name, membershipPolicy(c.policy(name)), time.Now(), c.touched)
+	p := membershipPolicy(c.policy(name))
+	if c.policies[name].value.Overrides != nil {
+		p.Revision = c.policies[name].modified
+	}
+	c.fold.SetPolicy(name, p, time.Now(), c.touched)
 	c.touched[name], c.recheck[name] = true, true
 }
 

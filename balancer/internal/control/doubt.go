@@ -14,19 +14,18 @@ import (
 	"github.com/rota-lb/rota/registry"
 )
 
-// mostAsks is how many leases are asked about at a time. Beyond it a store is not worth troubling: who has lost its lease is a
-// suspect either way.
+// mostAsks is how many leases are asked about at a time.
 const mostAsks = 1000
 
-// Refused tells the controller that an endpoint refused a connection. It may be called from any goroutine and does not
-// block; of the calls about one endpoint one a second counts.
-func (c *Controller) Refused(e *pool.Endpoint) {
+// Refused tells the controller that an endpoint refused a connection, or reset a new one. It may be called from any goroutine and
+// does not block; of the calls about one endpoint one a second counts.
+func (c *Controller) Refused(e *pool.Endpoint, reset bool) {
 	if !e.Suspect() {
 		return
 	}
 	c.send(message{at: time.Now(), call: func() {
 		c.refused = append(c.refused, e)
-		c.fold.Refused(e, time.Now(), c.touched)
+		c.fold.Refused(e, reset, time.Now(), c.touched)
 	}})
 }
 
@@ -46,33 +45,51 @@ func (c *Controller) expire(now time.Time) {
 	}
 }
 
-// ask asks the store about leases, and takes the answers in as they come.
-func (c *Controller) ask(ctx context.Context, asks []membership.Ask) {
+// ask asks the store about leases, some at a time, and takes the answers in as they come. What it does not answer it is asked again
+// a second later.
+func (c *Controller) ask(ctx context.Context) {
 	leases, ok := c.Registry.(registry.Leases)
-	if !ok || len(asks) > mostAsks {
+	if !ok || c.inquiring || time.Now().Before(c.askAgain) {
 		return
 	}
+	asks := c.fold.Asks(mostAsks)
+	if len(asks) == 0 {
+		return
+	}
+	c.inquiring = true
 	c.asking.Go(func() {
 		var wg sync.WaitGroup
+		var mu sync.Mutex
+		var failed []membership.Ask
 		room := make(chan struct{}, 16)
 		for _, a := range asks {
 			room <- struct{}{}
 			wg.Go(func() {
 				defer func() { <-room }()
-				if left, err := leases.LeaseLeft(ctx, a.Lease); err == nil {
-					c.send(message{at: time.Now(), call: func() { c.fold.Answer(a.Lease, left > 0, c.touched) }})
+				left, err := leases.LeaseLeft(ctx, a.Lease)
+				if err != nil {
+					mu.Lock()
+					failed = append(failed, a)
+					mu.Unlock()
+					return
 				}
+				c.send(message{at: time.Now(), call: func() { c.fold.Answer(a.Lease, left > 0, c.touched) }})
 			})
 		}
 		wg.Wait()
+		c.send(message{at: time.Now(), call: func() {
+			c.inquiring = false
+			if len(failed) > 0 {
+				c.fold.Unanswered(failed)
+				c.askAgain = time.Now().Add(time.Second)
+			}
+		}})
 	})
 }
 
 // doubt asks about leases, and says when brake or panic engage and, at a tick, are released.
 func (c *Controller) doubt(ctx context.Context, tick bool) {
-	if asks := c.fold.Asks(); len(asks) > 0 {
-		c.ask(ctx, asks)
-	}
+	c.ask(ctx)
 	doubted := len(c.fold.Doubted())
 	if !tick && doubted == int(c.counters.Suspects.Load()) || doubted == 0 && !c.sick {
 		return

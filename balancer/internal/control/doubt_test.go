@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/rota-lb/rota/balancer/internal/route"
 	"github.com/rota-lb/rota/config"
+	"github.com/rota-lb/rota/registry"
+	"github.com/rota-lb/rota/registry/memory"
 )
 
 // listening is an address that answers probes until it is closed.
@@ -91,15 +94,15 @@ func TestRefused(t *testing.T) {
 	table := r.until("both", func(t *route.Table) bool { return size(t.Pool("web")) == 2 && size(t.Pool("one")) == 1 })
 	e := table.Pool("web").Weights[0].Endpoint
 	kill()
-	r.control.Refused(e)
-	r.control.Refused(e)
+	r.control.Refused(e, false)
+	r.control.Refused(e, false)
 	r.until("one is out", func(t *route.Table) bool { return size(t.Pool("web")) == 1 })
 	listening(t, a)
 	table = r.until("it answers", func(t *route.Table) bool { return size(t.Pool("web")) == 2 })
 	if table.Pool("web").Weights[0].Endpoint != e {
 		t.Error("the endpoint did not survive")
 	}
-	r.control.Refused(table.Pool("one").Weights[0].Endpoint)
+	r.control.Refused(table.Pool("one").Weights[0].Endpoint, false)
 	if s := r.doubted(0); len(s.Brakes) != 0 || size(r.store.Load().Pool("one")) != 1 {
 		t.Error("the only one must stay")
 	}
@@ -247,4 +250,55 @@ func TestReleaseBrake(t *testing.T) {
 	if s := r.doubted(0); len(s.Brakes) != 0 {
 		t.Error(s.Brakes)
 	}
+}
+
+// An instance that serves already is not taken out by one failure of its check.
+func TestFirstFailureOfACheck(t *testing.T) {
+	r := start(t, config.Dynamic{Services: map[string]config.Service{"web": {Panic: -1, Check: &config.Check{Type: "http", Interval: 100 * time.Millisecond, Fall: 3}}}})
+	var checks atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		checks.Add(1)
+		w.WriteHeader(http.StatusInternalServerError)
+	}))
+	t.Cleanup(server.Close)
+	r.data.Put("/rota/services/web/a", []byte(server.Listener.Addr().String()))
+	r.run()
+	r.until("it is there", func(t *route.Table) bool { return size(t.Pool("web")) == 1 })
+	r.until("it fails", func(t *route.Table) bool { return size(t.Pool("web")) == 0 })
+	if n := checks.Load(); n < 3 {
+		t.Errorf("taken out by %d failures", n)
+	}
+}
+
+// A store that does not answer about a lease is asked again.
+func TestAskedAgain(t *testing.T) {
+	r := start(t, config.Dynamic{})
+	a, _ := listening(t, "127.0.0.1:0")
+	process := r.data.NewClient()
+	if _, err := process.Register(t.Context(), registry.Instance{Service: "web", ID: "a", Address: a}); err != nil {
+		t.Fatal(err)
+	}
+	dumb := &dumb{Client: r.client}
+	r.control.Registry = dumb
+	r.run()
+	r.until("it is there", func(t *route.Table) bool { return size(t.Pool("web")) == 1 })
+	process.Disconnect()
+	r.data.Delete("/rota/services/web/a") // by hand: the lease lives
+	r.until("it has gone", func(t *route.Table) bool { return size(t.Pool("web")) == 0 })
+	if n := dumb.asked.Load(); n != 3 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+// dumb does not answer the first two questions about leases.
+type dumb struct {
+	*memory.Client
+	asked atomic.Int32
+}
+
+func (d *dumb) LeaseLeft(ctx context.Context, lease int64) (time.Duration, error) {
+	if d.asked.Add(1) < 3 {
+		return 0, memory.ErrDisconnected
+	}
+	return d.Client.LeaseLeft(ctx, lease)
 }

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -166,5 +167,131 @@ func TestSnapshotNotSaved(t *testing.T) {
 	r.stop()
 	if _, err := os.Stat(r.control.Snapshot); err != nil {
 		t.Error(err)
+	}
+}
+
+// registered registers instances of the service web from a process of its own, and returns what ends their lease for good.
+func (r *rig) registered(addresses map[string]string) (lose func()) {
+	r.t.Helper()
+	process := r.data.NewClient()
+	for id, address := range addresses {
+		if _, err := process.Register(r.t.Context(), registry.Instance{Service: "web", ID: id, Address: address}); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	return func() { process.Disconnect(); process.Expire() }
+}
+
+// A restart in the middle of a lease storm forgets nobody: what the registry does not have any more is probed and serves, as it
+// would without the restart. Only what was true until a moment ago counts, and not who was removed by hand or has left.
+func TestRestartInALeaseStorm(t *testing.T) {
+	for name, stale := range map[string]bool{"soon": false, "much later": true} {
+		t.Run(name, func(t *testing.T) {
+			r := withSnapshot(t)
+			alive, _ := listening(t, "127.0.0.1:0")
+			dead, kill := listening(t, "127.0.0.1:0")
+			byHand, _ := listening(t, "127.0.0.1:0")
+			lose := r.registered(map[string]string{"a": alive, "b": dead})
+			r.data.Put("/rota/services/web/c", []byte(byHand))
+			r.run()
+			r.until("all", func(t *route.Table) bool { return size(t.Pool("web")) == 3 })
+			r.stop()
+			if stale {
+				long := time.Now().Add(-time.Hour)
+				if err := os.Chtimes(r.control.Snapshot, long, long); err != nil {
+					t.Fatal(err)
+				}
+			}
+			kill()
+			lose()
+			r.data.Delete("/rota/services/web/c")
+			next := r.again()
+			next.client.Reconnect()
+			next.run()
+			if stale {
+				table := next.until("a table", func(t *route.Table) bool { return t.Generation > 0 })
+				if next.doubted(0); size(table.Pool("web")) > 0 {
+					t.Error("what was true an hour ago serves")
+				}
+				return
+			}
+			table := next.until("who answers", func(t *route.Table) bool { return size(t.Pool("web")) == 1 })
+			if e := table.Pool("web").Weights[0].Endpoint; e.ID != "a" {
+				t.Errorf("%s serves", e.ID)
+			}
+			next.doubted(1)
+		})
+	}
+}
+
+// What a wiped store does not have is still known after a restart, until it is given up.
+func TestOrphans(t *testing.T) {
+	r := withSnapshot(t)
+	a, _ := listening(t, "127.0.0.1:0")
+	r.data.PutAll(map[string][]byte{
+		"/rota/services/web/a": []byte(a), "/rota/routes/x": []byte(`{"host":"h","path":"/x","service":"web"}`), "/rota/policies/web": []byte(`{"balance":"random"}`),
+	})
+	r.run()
+	in := func(t *route.Table) bool { name, n := match(t, "h", "/x"); return name == "x" && n == 1 }
+	r.until("a route", in)
+	r.data.Wipe()
+	keys := []string{"/rota/policies/web", "/rota/routes/x"}
+	orphans := func() []string {
+		s, err := r.control.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Orphans
+	}
+	for len(orphans()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	r.data.Put("/rota/services/web/a", []byte(a))
+	for range 2 { // restarts, and not only the one that sees the change
+		r.doubted(0)
+		r.stop()
+		next := r.again()
+		next.client.Reconnect()
+		r = next.run()
+		table := r.until("the route is known", in)
+		if got := orphans(); !slices.Equal(got, keys) || table.Pool("web").Policy != "random" {
+			t.Fatalf("orphans %v, policy %s", got, table.Pool("web").Policy)
+		}
+	}
+	if gone, err := r.control.GiveUpOrphans(t.Context(), "test"); err != nil || !slices.Equal(gone, keys) {
+		t.Errorf("given up %v, %v", gone, err)
+	}
+	r.until("no route", func(t *route.Table) bool { name, _ := match(t, "h", "/x"); return name == "" && t.Pool("web").Policy != "random" })
+	if got := orphans(); len(got) != 0 {
+		t.Errorf("orphans %v", got)
+	}
+	r.stop()
+	next := r.again()
+	next.client.Reconnect()
+	r = next.run()
+	table := r.until("a table", func(t *route.Table) bool { return size(t.Pool("web")) == 1 })
+	if name, _ := match(table, "h", "/x"); name != "" {
+		t.Error("what was given up is back")
+	}
+}
+
+// A start while etcd has an older state than the snapshot: who lives is not taken out for what was there long ago.
+func TestStartOnAnOlderStore(t *testing.T) {
+	r := withSnapshot(t)
+	alive, _ := listening(t, "127.0.0.1:0")
+	gone, kill := listening(t, "127.0.0.1:0")
+	kill()
+	r.registered(map[string]string{"a": alive})
+	r.run()
+	r.until("one", func(t *route.Table) bool { return size(t.Pool("web")) == 1 })
+	r.stop()
+	r.data.Wipe()
+	r.data.Put("/rota/services/web/a", []byte(gone)) // an older life
+	next := r.again()
+	next.client.Reconnect()
+	next.run()
+	table := next.until("a table", func(t *route.Table) bool { return size(t.Pool("web")) == 1 })
+	if e := table.Pool("web").Weights[0].Endpoint; e.Name != alive {
+		t.Errorf("%s serves", e.Name)
 	}
 }

@@ -34,6 +34,7 @@ type Status struct {
 	Snapshot    bool // what is served is from the snapshot: the registry has not been there yet
 	Doubted     int  // endpoints whose condition is not good
 	Brakes      []membership.Brake
+	Orphans     []string // keys in use that the store, another one than before, does not have
 	Denied      []Denied // claims that no grant covers
 	Panics      []string // services so few of which are in a good condition that all serve
 	LastSync    time.Time
@@ -47,7 +48,7 @@ func (c *Controller) Status(ctx context.Context) (Status, error) {
 			Synced: c.synced, Connected: c.link == nil && c.synced && !c.snapshot.serving, Registry: c.Registry != nil,
 			Revision: c.fold.Revision(), StoreID: c.storeID, Generation: c.table.Generation,
 			Services: len(c.fold.Services()), Instances: c.fold.Instances(), Quarantined: c.fold.Quarantined(),
-			Doubted: len(c.fold.Doubted()), Brakes: c.fold.Brakes(),
+			Doubted: len(c.fold.Doubted()), Brakes: c.fold.Brakes(), Orphans: c.orphans(),
 			Snapshot: c.snapshot.serving, Panics: slices.Sorted(maps.Keys(c.fold.Panics())),
 		}
 		for _, name := range slices.Sorted(maps.Keys(c.claims)) {

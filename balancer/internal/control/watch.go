@@ -86,6 +86,9 @@ func (c *Controller) lookAt(m *membership.Member, now time.Time) {
 		return
 	}
 	w = c.watchOf(e)
+	if checked && !w.checked && !c.fold.Unproven(e) {
+		w.judge = health.Trusted() // it serves already: one failure is not enough
+	}
 	w.probed, w.checked, w.rise, w.fall = true, checked, check.rise, check.fall
 	c.prober.Set(e, check.Check)
 }
@@ -135,7 +138,8 @@ func (c *Controller) check(m *membership.Member) (h check, checked bool) {
 	if h.Interval = cmp.Or(h.Interval, health.DefaultInterval); m.Probe() {
 		h.Interval = min(h.Interval, doubtInterval)
 	}
-	if s := c.settings(service, c.service(service)); s.IsSecure(m.Endpoint) {
+	s := c.settings(service, c.service(service))
+	if h.ProxyProtocol = s.ProxyProtocol; s.IsSecure(m.Endpoint) {
 		h.TLS = s.TLS
 	}
 	return h, checked
@@ -153,7 +157,14 @@ func (c *Controller) probed(r health.Result) {
 			return
 		}
 		w.last = &r
-		c.fold.Probed(r.Endpoint, r.Err == nil, r.At, c.touched)
+		outcome := membership.Passed
+		switch {
+		case r.Err != nil && r.Answered:
+			outcome = membership.Answered
+		case r.Err != nil:
+			outcome = membership.Silent
+		}
+		c.fold.Probed(r.Endpoint, outcome, r.At, c.touched)
 		if w.checked {
 			c.judge(w, r)
 		}

@@ -31,12 +31,13 @@ var grpcOptions = []grpc.DialOption{
 	grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxBody)),
 }
 
-// askGRPC asks over a connection that has shaken hands if it is to. The connection is closed by gRPC.
-func (pl *plan) askGRPC(ctx context.Context, conn net.Conn, e *pool.Endpoint) error {
+// askGRPC asks over a connection that has shaken hands if it is to, and reports as askHTTP does. The connection is closed by
+// gRPC.
+func (pl *plan) askGRPC(ctx context.Context, conn net.Conn, e *pool.Endpoint) (answered bool, _ error) {
 	creds := insecure.NewCredentials()
 	if c, ok := conn.(*tls.Conn); ok {
 		if c.ConnectionState().NegotiatedProtocol != "h2" {
-			return errors.New("TLS handshake: it does not speak HTTP/2")
+			return true, errors.New("TLS handshake: it does not speak HTTP/2")
 		}
 		creds = shaken{creds}
 	}
@@ -53,21 +54,22 @@ func (pl *plan) askGRPC(ctx context.Context, conn net.Conn, e *pool.Endpoint) er
 		}))
 	client, err := grpc.NewClient("passthrough:///"+e.Name, options...)
 	if err != nil {
-		return fmt.Errorf("health: %w", err)
+		return false, fmt.Errorf("health: %w", err)
 	}
 	defer client.Close()
 	request := &grpc_health_v1.HealthCheckRequest{Service: pl.check.Path}
 	answer, err := grpc_health_v1.NewHealthClient(client).Check(ctx, request)
 	if err != nil {
 		if lost := w.lost.Load(); lost != nil && status.Code(err) == codes.Unavailable && isRefusal(*lost) {
-			return refused{err}
+			return false, refused{err}
 		}
-		return err
+		code := status.Code(err)
+		return code != codes.Unavailable && code != codes.DeadlineExceeded && code != codes.Canceled, err
 	}
 	if answer.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
-		return fmt.Errorf("it says %v", answer.GetStatus())
+		return true, fmt.Errorf("it says %v", answer.GetStatus())
 	}
-	return nil
+	return true, nil
 }
 
 // shaken are credentials for a connection that speaks TLS already.

@@ -79,6 +79,8 @@ type Check struct {
 	Interval time.Duration
 	// Timeout bounds a probe from dialling to its last byte. Zero or less is 1 s; it is at most Interval.
 	Timeout time.Duration
+	// ProxyProtocol is the version, 1 or 2, of the PROXY protocol header that the connection begins with; zero is none.
+	ProxyProtocol int
 	// TLS is how to speak TLS; nil is plain. It is copied, and compared by pointer when a check is set anew. ServerName is
 	// filled if empty, sessions are kept for each endpoint, and the protocols offered are those of Type.
 	TLS *tls.Config
@@ -100,7 +102,7 @@ func (c Check) withDefaults() Check {
 
 // asksSame reports whether two checks ask the same question, at whatever times.
 func (c *Check) asksSame(o *Check) bool {
-	return c.Type == o.Type && c.Path == o.Path && c.Host == o.Host && c.Body == o.Body && c.TLS == o.TLS &&
+	return c.Type == o.Type && c.ProxyProtocol == o.ProxyProtocol && c.Path == o.Path && c.Host == o.Host && c.Body == o.Body && c.TLS == o.TLS &&
 		slices.Equal(c.Headers, o.Headers) && slices.Equal(c.Status, o.Status)
 }
 
@@ -109,9 +111,11 @@ type Result struct {
 	Endpoint *pool.Endpoint
 	// Err is nil if the endpoint answered as the check wants. It wraps [ErrRefused] when the connection was refused, or
 	// reset before an answer. A check that cannot be asked, such as one whose Path is no path, says so here.
-	Err  error
-	Took time.Duration // from dialling to the outcome
-	At   time.Time     // when it ended
+	Err error
+	// Answered says that the endpoint did answer, whatever its answer was.
+	Answered bool
+	Took     time.Duration // from dialling to the outcome
+	At       time.Time     // when it ended
 }
 
 // Options are what a [Prober] needs. Only Report is required.

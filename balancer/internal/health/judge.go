@@ -7,6 +7,9 @@ type Judge struct {
 	against   int // outcomes in a row that contradict the verdict
 }
 
+// Trusted is a Judge whose verdict is up already: of an endpoint that has proven itself before it was watched.
+func Trusted() Judge { return Judge{known: true, up: true} }
+
 // Add takes an outcome and returns the verdict, and whether this outcome made it. The first outcome decides alone: an
 // endpoint is up after its first pass and down after its first failure, and either counts as a change. Later fall failures
 // in a row take it down, and rise passes in a row bring it up; an outcome that agrees with the verdict begins the count

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/rota-lb/rota/balancer/internal/proxyproto"
 	"github.com/rota-lb/rota/balancer/pool"
 )
 
@@ -146,6 +147,18 @@ func (p *Prober) ask(pr *probe) error {
 
 // over asks over a connection, which has a deadline when the probe must end.
 func (pr *probe) over(conn net.Conn) error {
+	var header []byte
+	switch pr.plan.check.ProxyProtocol {
+	case 1:
+		header = proxyproto.AppendV1(nil, netip.AddrPort{}, netip.AddrPort{})
+	case 2:
+		header = proxyproto.AppendV2(nil, netip.AddrPort{}, netip.AddrPort{})
+	}
+	if len(header) > 0 {
+		if _, err := conn.Write(header); err != nil {
+			return refusal(err)
+		}
+	}
 	if pr.tls != nil {
 		c := tls.Client(conn, pr.tls)
 		if err := c.Handshake(); err != nil {
@@ -157,9 +170,10 @@ func (pr *probe) over(conn net.Conn) error {
 	switch pr.plan.check.Type {
 	case TCP:
 	case HTTP:
-		err = pr.plan.askHTTP(conn, pr.endpoint)
+		pr.answered, err = pr.plan.askHTTP(conn, pr.endpoint)
 	case GRPC:
-		return pr.plan.askGRPC(pr.ctx, conn, pr.endpoint)
+		pr.answered, err = pr.plan.askGRPC(pr.ctx, conn, pr.endpoint)
+		return err
 	default:
 		err = fmt.Errorf("health: %v is not a type of check", pr.plan.check.Type)
 	}
@@ -179,7 +193,8 @@ type scratch struct {
 
 var scratches = sync.Pool{New: func() any { return &scratch{in: bufio.NewReader(nil)} }}
 
-func (pl *plan) askHTTP(conn net.Conn, e *pool.Endpoint) error {
+// askHTTP reports whether there was an answer, and what was wrong with it.
+func (pl *plan) askHTTP(conn net.Conn, e *pool.Endpoint) (answered bool, _ error) {
 	s := scratches.Get().(*scratch)
 	defer func() {
 		s.limit.R = nil
@@ -189,15 +204,15 @@ func (pl *plan) askHTTP(conn net.Conn, e *pool.Endpoint) error {
 	r.Host = pl.hostOf(e)
 	s.out.Reset()
 	if err := r.Write(&s.out); err != nil {
-		return fmt.Errorf("health: %w", err)
+		return false, fmt.Errorf("health: %w", err)
 	}
 	if _, err := conn.Write(s.out.Bytes()); err != nil {
-		return refusal(err)
+		return false, refusal(err)
 	}
 	s.limit = io.LimitedReader{R: conn, N: maxHead + maxBody}
 	s.in.Reset(&s.limit)
 	if _, err := s.in.Peek(1); err != nil {
-		return refusal(err)
+		return false, refusal(err)
 	}
 	// Answers are not closed: that would read their bodies to the end.
 	answer, err := http.ReadResponse(s.in, nil)
@@ -206,15 +221,15 @@ func (pl *plan) askHTTP(conn net.Conn, e *pool.Endpoint) error {
 	}
 	switch {
 	case err != nil && s.limit.N <= 0:
-		return errors.New("the head of its answer is too long")
+		return true, errors.New("the head of its answer is too long")
 	case err != nil:
-		return fmt.Errorf("its answer: %w", err)
+		return true, fmt.Errorf("its answer: %w", err)
 	case !pl.accepts(answer.StatusCode):
-		return fmt.Errorf("it answers %s", answer.Status)
+		return true, fmt.Errorf("it answers %s", answer.Status)
 	case pl.check.Body != "":
-		return holds(answer.Body, pl.check.Body)
+		return true, holds(answer.Body, pl.check.Body)
 	}
-	return nil
+	return true, nil
 }
 
 func (pl *plan) accepts(status int) bool {

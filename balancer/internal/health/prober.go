@@ -56,7 +56,9 @@ type probe struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	stale  bool // nobody wants to know the outcome any more
-	ended  bool // the outcome is known and is being reported
+	// answered is set by the probe itself.
+	answered bool
+	ended    bool // the outcome is known and is being reported
 }
 
 // New makes a Prober that probes nothing yet. It panics without [Options.Report].
@@ -202,7 +204,7 @@ func (p *Prober) work(ctx context.Context, pr *probe) {
 	for pr != nil {
 		began := time.Now()
 		err := p.ask(pr)
-		r := Result{Endpoint: pr.endpoint, Err: err, At: time.Now()}
+		r := Result{Endpoint: pr.endpoint, Err: err, Answered: err == nil || pr.answered, At: time.Now()}
 		r.Took = r.At.Sub(began)
 		pr.cancel()
 

@@ -20,6 +20,8 @@ type Policy struct {
 	Panic int
 	// Overrides are an operator's words about instances, by id. They count for every life of the id.
 	Overrides map[string]Override
+	// Revision is the store's, of the key that this is from; zero is the configuration file.
+	Revision int64
 }
 
 // Override is an operator's word about an instance.
@@ -37,7 +39,7 @@ const (
 // condition is what was found out about an instance. Few have one at a time, so it is kept apart.
 type condition struct {
 	lost     note // its record is gone without intent
-	refused  note // it refused a connection: until a probe passes
+	refused  note // it refused a connection, or reset one: until a probe passes
 	failing  note // too many of its answers were failures: for a while
 	down     note // its check fails
 	unproven note // its check has not passed yet
@@ -71,6 +73,9 @@ func (c *condition) state() State {
 	}
 	return Ready
 }
+
+// known reports whether an instance that is not ready is one that was before: it is only to be proven again.
+func (c *condition) known() bool { return c != nil && c.restored.is() && !c.unproven.is() }
 
 // decisive is the note that makes the state; nil when it is Ready.
 func (c *condition) decisive() *note {
@@ -128,12 +133,22 @@ func (f *Fold) changed(m *Member, touched map[string]bool) {
 	if f.warming[m.Endpoint] != nil {
 		f.warming[m.Endpoint] = m
 	}
-	was := m.Verdict.State
-	if m.Verdict = f.verdict(m); was != "" && m.Verdict.State != was {
-		f.moved(m, was, m.Verdict.State, m.Verdict.Reason, m.Verdict.Revision)
+	// Whether who was replaced still is shows when it is held against the others.
+	if v := f.verdict(m); m.Verdict.State != Replaced || !v.State.serves() {
+		f.become(m, v)
 	}
 	f.fresh = append(f.fresh, m)
 	touched[m.Endpoint.Service] = true
+}
+
+// become gives a member a verdict, and notes what that changes.
+func (f *Fold) become(m *Member, v Verdict) {
+	if was := m.Verdict.State; was != v.State {
+		if m.since = f.at; was != "" {
+			f.moved(m, was, v.State, v.Reason, v.Revision)
+		}
+	}
+	m.Verdict = v
 }
 
 // improve changes the condition of a member for the better, and begins its slow start if it serves by that.
@@ -146,16 +161,33 @@ func (f *Fold) improve(m *Member, now time.Time, touched map[string]bool, change
 	}
 }
 
-// Probed takes in the outcome of a probe. A suspect that does not answer goes; one that had refused a connection and
-// answers returns.
-func (f *Fold) Probed(e *pool.Endpoint, ok bool, now time.Time, touched map[string]bool) {
+// Outcome is what has become of a probe.
+type Outcome uint8
+
+// The outcomes of probes.
+const (
+	Silent   Outcome = iota // it does not answer
+	Answered                // it does, but its check says that it is not well
+	Passed
+)
+
+// Probed takes in the outcome of a probe. A suspect that does not answer goes; one that answers that it is not well serves no
+// more, unless all of its service do. One that had refused a connection and answers returns.
+func (f *Fold) Probed(e *pool.Endpoint, o Outcome, now time.Time, touched map[string]bool) {
 	f.at = now
 	m := f.doubted[e]
 	switch {
 	case m == nil:
-	case m.condition.lost.is() && !ok:
+	case m.lost() && o == Silent:
 		f.end(m, now, touched)
-	case (m.condition.refused.is() || m.condition.restored.is()) && ok:
+	case m.lost() && o == Answered:
+		if !m.condition.down.is() {
+			m.condition.down = note{now, 0, "its record was lost, and its check fails"}
+			f.changed(m, touched)
+		}
+	case m.lost() && m.condition.down.is() && o == Passed:
+		f.improve(m, now, touched, func(c *condition) { c.down, c.refused, c.restored = note{}, note{}, note{} })
+	case (m.condition.refused.is() || m.condition.restored.is()) && o == Passed:
 		f.improve(m, now, touched, func(c *condition) { c.refused, c.restored = note{}, note{} })
 	}
 }
@@ -171,7 +203,7 @@ func (f *Fold) Checked(e *pool.Endpoint, up bool, reason string, now time.Time, 
 	case up && c != nil && (c.down.is() || c.unproven.is()):
 		f.improve(m, now, touched, func(c *condition) { c.down, c.unproven = note{}, note{} })
 	case !up && (c == nil || !c.down.is() && !c.unproven.is()):
-		f.conditionOf(m).down = note{now, f.revision, "its check fails: " + reason}
+		f.conditionOf(m).down = note{now, 0, "its check fails: " + reason}
 		f.changed(m, touched)
 	}
 }
@@ -214,17 +246,23 @@ func (m *Member) Probe() bool {
 	return c != nil && (c.lost.is() || c.refused.is() || c.unproven.is() || c.restored.is())
 }
 
-// Refused takes in that an endpoint refused a connection. A suspect goes. Any other is ejected until a probe passes, unless
-// half of its service is out already.
-func (f *Fold) Refused(e *pool.Endpoint, now time.Time, touched map[string]bool) {
+// Refused takes in that an endpoint refused a connection, or reset a new one. A suspect that refuses goes; whether one that
+// resets is there, its next probe tells. Any other is ejected until a probe passes, unless half of its service is out already.
+func (f *Fold) Refused(e *pool.Endpoint, reset bool, now time.Time, touched map[string]bool) {
 	f.at = now
-	if m := f.doubted[e]; m != nil && m.condition.lost.is() {
-		f.end(m, now, touched)
+	if m := f.doubted[e]; m != nil && m.lost() {
+		if !reset {
+			f.end(m, now, touched)
+		}
 		return
 	}
 	if m := f.expendable(e); m != nil {
-		f.conditionOf(m).refused = note{now, f.revision, "it refused a connection"}
-		e.Stats().Ejections.Add("refused")
+		kind, reason := "refused", "it refused a connection"
+		if reset {
+			kind, reason = "reset", "it reset a new connection"
+		}
+		f.conditionOf(m).refused = note{now, 0, reason}
+		e.Stats().Ejections.Add(kind)
 		f.changed(m, touched)
 	}
 }
@@ -237,7 +275,7 @@ func (f *Fold) Failing(e *pool.Endpoint, kind, reason string, now time.Time, tou
 	if m == nil {
 		return false
 	}
-	f.conditionOf(m).failing = note{now, f.revision, reason}
+	f.conditionOf(m).failing = note{now, 0, reason}
 	e.Stats().Ejections.Add(kind)
 	f.changed(m, touched)
 	return true

@@ -73,20 +73,20 @@ func TestCondition(t *testing.T) {
 			"a ejected, b ready, c ready, d ready", "b c d"},
 		"failing and tried again": {func(f *Fold) {
 			f.Failing(endpointOf(f, "s", "a"), "failure_rate", "because", epoch, none)
-			f.Probed(endpointOf(f, "s", "a"), true, epoch, none) // it answers, but how?
+			f.Probed(endpointOf(f, "s", "a"), Passed, epoch, none) // it answers, but how?
 			f.Readmit(endpointOf(f, "s", "a"), epoch, none)
 		}, "a ready, b ready, c ready, d ready", "a b c d"},
 		"failing and refusing": {func(f *Fold) {
 			f.Failing(endpointOf(f, "s", "a"), "failure_rate", "because", epoch, none)
 			f.Readmit(endpointOf(f, "s", "a"), epoch, none)
-			f.Refused(endpointOf(f, "s", "a"), epoch, none)
+			f.Refused(endpointOf(f, "s", "a"), false, epoch, none)
 		}, "a ejected, b ready, c ready, d ready", "b c d"},
 		"half are out already": {func(f *Fold) {
 			check(f, false, "a")
 			for _, id := range []string{"b", "c"} {
 				f.Failing(endpointOf(f, "s", id), "failure_rate", "because", epoch, none)
 			}
-			f.Refused(endpointOf(f, "s", "d"), epoch, none)
+			f.Refused(endpointOf(f, "s", "d"), false, epoch, none)
 		}, "a down, b ejected, c ready, d ready", "c d"},
 		"down, and its record is lost": {func(f *Fold) {
 			check(f, false, "a")
@@ -197,12 +197,12 @@ func TestFlapping(t *testing.T) {
 			return
 		case 1: // its lease is lost, it does not answer
 			apply(del("s", id, revision))
-			f.Probed(endpointOf(f, "s", id), false, now, none)
+			f.Probed(endpointOf(f, "s", id), Silent, now, none)
 		case 2: // it refuses connections, its lease is lost
-			f.Refused(endpointOf(f, "s", id), now, none)
+			f.Refused(endpointOf(f, "s", id), false, now, none)
 			apply(del("s", id, revision))
 			if e := endpointOf(f, "s", id); e != nil {
-				f.Probed(e, false, now, none)
+				f.Probed(e, Silent, now, none)
 			}
 		}
 	}

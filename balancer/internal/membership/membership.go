@@ -10,7 +10,8 @@
 //
 // A record that goes without having said that it would is no exit: its instance is a suspect, which serves while it
 // answers ([Fold.Probed]), because a lease is lost by a pause, a partition or a sick store as well as by a crash. What
-// engages the brake changes nothing in that; it only says so.
+// engages the brake changes nothing in that; it only says so. Nor is the content of another store, or of an older state of it, taken
+// for news: an older record does not replace the instance that came after it, and who comes back by it has to answer first.
 //
 // What is found out about an instance by probing it and by using it is its condition: it may be down, ejected, or not have
 // passed its first check. Condition takes an instance out of the pool and lets it back in, gently ([Policy.SlowStart]); it
@@ -69,13 +70,14 @@ type Member struct {
 	// CreateRevision and ModRevision are the store's; zero when static.
 	CreateRevision, ModRevision int64
 
+	since     time.Time  // the state is what it is; zero if it was when we came
 	condition *condition // nil is a good one
 }
 
 // Since is when the verdict came about, as far as that is known.
 func (m *Member) Since() time.Time {
-	if n := m.condition.decisive(); n != nil {
-		return n.since
+	if !m.since.IsZero() {
+		return m.since
 	}
 	return m.Instance.RegisteredAt
 }
@@ -112,9 +114,11 @@ type Fold struct {
 	flaps       map[pool.Key]flaps         // by service and id
 	at          time.Time                  // the latest that was given
 	transitions []Transition
-	suspected   map[pool.Key]*Member // by service and address
-	asking      map[int64][]*Member  // by lease: suspects until the store has answered
-	losses      map[string]*losses   // by service
+	suspected   map[netip.AddrPort][]*Member       // whose record is lost, by address
+	unswept     bool                               // there are some that were not looked for among the addresses of all others yet
+	displaced   map[*pool.Endpoint]registry.Change // of suspects: the older record under their key, in another store
+	asking      map[int64][]*Member                // by lease: suspects until the store has answered
+	losses      map[string]*losses                 // by service; under "" those of all
 	asks        []Ask
 	leaving     map[*pool.Endpoint]*Member
 	owners      map[netip.AddrPort]*Member // scratch of Eligible
@@ -125,8 +129,9 @@ func New() *Fold {
 	return &Fold{
 		services:    map[string][]*Member{},
 		quarantined: map[string]Quarantined{}, owners: map[netip.AddrPort]*Member{},
-		doubted: map[*pool.Endpoint]*Member{}, suspected: map[pool.Key]*Member{}, asking: map[int64][]*Member{},
-		losses: map[string]*losses{}, leaving: map[*pool.Endpoint]*Member{},
+		doubted: map[*pool.Endpoint]*Member{}, suspected: map[netip.AddrPort][]*Member{}, asking: map[int64][]*Member{},
+		displaced: map[*pool.Endpoint]registry.Change{},
+		losses:    map[string]*losses{}, leaving: map[*pool.Endpoint]*Member{},
 		policies: map[string]Policy{}, warming: map[*pool.Endpoint]*Member{}, panics: map[string]bool{},
 		flaps: map[pool.Key]flaps{},
 	}
@@ -146,18 +151,32 @@ func (f *Fold) Apply(u registry.Update, now time.Time, touched map[string]bool) 
 		return false
 	}
 	f.at = now
-	first := f.storeID == 0 // those that are there before we are have proven themselves to somebody
+	how := coming
+	if f.storeID == 0 {
+		how = found
+	}
 	if u.Reset {
-		elsewhere = f.storeID != 0 && (u.StoreID != f.storeID || u.Revision < f.revision)
+		if elsewhere = f.storeID != 0 && (u.Elsewhere || u.StoreID != f.storeID || u.Revision < f.revision); elsewhere {
+			how = returning
+		}
 		f.storeID, f.revision = u.StoreID, u.Revision
 		f.reset(u, elsewhere, now, touched)
 	}
 	f.revision = max(f.revision, u.Revision)
 	for i := range u.Changes {
-		f.change(&u.Changes[i], first, now, touched)
+		f.change(&u.Changes[i], how, now, touched)
 	}
 	return elsewhere
 }
+
+// entry is how a record comes to be known.
+type entry uint8
+
+const (
+	coming    entry = iota // it was written just now
+	found                  // it was there before we were: its instance has proven itself to somebody
+	returning              // another store has it, or an older state of ours: who knows when it was written
+)
 
 // Restore begins with what a snapshot holds of a store, instead of nothing. None of its instances serves until it has answered
 // a probe, or the store has it.
@@ -170,6 +189,24 @@ func (f *Fold) Restore(u registry.Update, now time.Time, touched map[string]bool
 		}
 	}
 	f.transitions = nil
+}
+
+// Recall takes in what a snapshot holds that the store, now that it is there, does not have, and that was true until then: its
+// instances were lost while nobody looked. Those that answer serve as suspects do.
+func (f *Fold) Recall(changes []registry.Change, until, now time.Time, touched map[string]bool) {
+	f.at = now
+	for i := range changes {
+		c := &changes[i]
+		_, held := find(f.services[c.Service], c.ID)
+		_, aside := f.quarantined[c.Key]
+		if c.Kind != registry.KindInstance || held || aside || c.Lease == 0 { // without a lease it was removed by hand
+			continue
+		}
+		f.put(c, returning, now, touched)
+		if at, held := find(f.services[c.Service], c.ID); held {
+			f.doubt(f.services[c.Service][at], note{until, f.revision, "its record was lost while this balancer was away"}, true, touched)
+		}
+	}
 }
 
 // Records are the registered instances that have not said that they leave, for a snapshot. The changes are the caller's; the
@@ -209,17 +246,17 @@ func (f *Fold) reset(u registry.Update, elsewhere bool, now time.Time, touched m
 	}
 }
 
-func (f *Fold) change(c *registry.Change, first bool, now time.Time, touched map[string]bool) {
+func (f *Fold) change(c *registry.Change, how entry, now time.Time, touched map[string]bool) {
 	switch {
 	case c.Deleted:
 		delete(f.quarantined, c.Key)
-		if at, found := find(f.services[c.Service], c.ID); found && c.Kind == registry.KindInstance {
+		if at, held := find(f.services[c.Service], c.ID); held && c.Kind == registry.KindInstance {
 			f.vanish(c.Service, f.services[c.Service][at], c.ModRevision, false, now, touched)
 		}
 	case c.Err != nil:
 		f.Quarantine(c, c.Err)
 	case c.Kind == registry.KindInstance:
-		f.put(c, first, now, touched)
+		f.put(c, how, now, touched)
 	}
 }
 
@@ -236,7 +273,7 @@ func (f *Fold) Quarantine(c *registry.Change, reason error) {
 // Release takes a key out of quarantine.
 func (f *Fold) Release(key string) { delete(f.quarantined, key) }
 
-func (f *Fold) put(c *registry.Change, first bool, now time.Time, touched map[string]bool) {
+func (f *Fold) put(c *registry.Change, how entry, now time.Time, touched map[string]bool) {
 	addr, err := f.dialable(c.Instance, true)
 	if err != nil {
 		f.Quarantine(c, err)
@@ -249,18 +286,21 @@ func (f *Fold) put(c *registry.Change, first bool, now time.Time, touched map[st
 		CreateRevision: c.CreateRevision, ModRevision: c.ModRevision,
 	}
 	members := f.services[c.Service]
-	at, found := find(members, c.ID)
-	if !found {
+	at, held := find(members, c.ID)
+	var old *Member
+	if held {
+		old = members[at]
+	}
+	same := held && old.Endpoint.Key == key && old.Endpoint.Protocol == string(c.Instance.Protocol) && old.Endpoint.IdleTimeout == time.Duration(c.Instance.IdleTimeout)
+	if held && !same && f.waits(old, c, how, now, touched) {
+		return
+	}
+	switch {
+	case !held:
 		f.instances++
 		members = slices.Insert(members, at, m)
 		f.services[c.Service] = members
-	}
-	switch old := members[at]; {
-	case !found:
-		m.Endpoint = endpoint(key, c.Instance)
-	case old.Endpoint.Key == key && old.Endpoint.Protocol == string(c.Instance.Protocol) && old.Endpoint.IdleTimeout == time.Duration(c.Instance.IdleTimeout):
-		m.Endpoint = old.Endpoint
-	default:
+	case !same:
 		reason := "it has another address"
 		if old.Endpoint.Incarnation != key.Incarnation {
 			reason = "a newer incarnation has its id"
@@ -270,33 +310,39 @@ func (f *Fold) put(c *registry.Change, first bool, now time.Time, touched map[st
 		}
 		f.moved(old, old.Verdict.State, Gone, reason, c.ModRevision)
 		f.retire(old)
-		m.Endpoint = endpoint(key, c.Instance)
 	}
-	served, was := false, State("")
-	if old := members[at]; !found || m.Endpoint != old.Endpoint {
-		if f.checked(m) && !first {
+	was := State("")
+	if same {
+		was = old.Verdict.State
+		m.Endpoint, m.Verdict, m.since = old.Endpoint, old.Verdict, old.since
+		if m.condition = old.condition; m.condition != nil && m.condition.lost.is() {
+			// Being registered ends a suspicion, but says nothing about whether it answers.
+			f.trust(old)
+			m.condition.lost = note{}
+		}
+		if m.condition != nil && how != returning {
+			m.condition.restored = note{} // the registry knows it
+		}
+	} else {
+		m.Endpoint = endpoint(key, c.Instance)
+		switch {
+		case how == returning:
+			m.condition = &condition{restored: note{now, c.ModRevision, "the registry is another store than before, or an older state of it; it has not answered yet"}}
+		case how == coming && f.checked(m):
 			m.condition = &condition{unproven: note{now, c.ModRevision, "its check has not passed yet"}}
 		}
 		f.damp(m, now)
-	} else {
-		was = old.Verdict.State
-		served = was.serves()
-		if m.condition = old.condition; m.condition != nil && m.condition.lost.is() {
-			// Being registered ends a suspicion, but says nothing about whether it answers.
-			delete(f.suspected, place(m.Endpoint))
-			m.condition.lost = note{}
-		}
-		if m.condition != nil {
-			m.condition.restored = note{} // the registry knows it
-		}
 	}
-	m.Verdict = f.verdict(m)
 	members[at] = m
-	if m.Verdict.State.serves() && !served && !first {
+	if f.verdict(m).State.serves() && !was.serves() && was != Replaced && how != found {
 		f.warm(m, now)
 	}
 	f.changed(m, touched)
-	if !first && m.Verdict.State != was {
+	switch {
+	case was != "":
+	case how == found:
+		m.since = time.Time{}
+	default:
 		f.moved(m, was, m.Verdict.State, m.Verdict.Reason, m.ModRevision)
 	}
 	if m.Verdict.State == Draining && m.Instance.DrainAck {
@@ -304,16 +350,49 @@ func (f *Fold) put(c *registry.Change, first bool, now time.Time, touched map[st
 	} else {
 		delete(f.leaving, m.Endpoint)
 	}
-	if s := f.suspected[place(m.Endpoint)]; s != nil { // whose address another one has now
-		f.remove(s, "its address is another instance's now", c.ModRevision, touched)
+	if how == returning {
+		return // nobody who answers goes for one who may be long dead
 	}
+	for _, s := range slices.Clone(f.suspected[addr]) { // whose address another one has now
+		if s.Endpoint.Service == c.Service || !same {
+			f.remove(s, "its address is another instance's now", c.ModRevision, touched)
+		}
+	}
+}
+
+// waits reports whether a record that names another life of an instance, or another place, has to wait until the one that is
+// held is known to be gone: because another store has it, or an older state of ours, and it is not known to be the younger one.
+func (f *Fold) waits(old *Member, c *registry.Change, how entry, now time.Time, touched map[string]bool) bool {
+	waiting, known := f.displaced[old.Endpoint]
+	switch {
+	case known && waiting.ModRevision == c.ModRevision: // it is told again
+		return true
+	case how != returning || old.Verdict.State == Draining || younger(c.Instance, old.Instance):
+		return false
+	}
+	f.displaced[old.Endpoint] = *c
+	if !old.lost() {
+		f.doubt(old, note{now, f.revision, "the registry is another store than before, or an older state of it, with an older record under its key"}, false, touched)
+		f.count(c.Service, now)
+	}
+	return true
+}
+
+// younger reports whether a record is known to be of a later life than another one. Incarnations that were made by the library
+// sort by their time.
+func younger(in, than *registry.Instance) bool {
+	const length = 26
+	if a, b := in.Incarnation, than.Incarnation; len(a) == length && len(b) == length && a != b {
+		return a > b
+	}
+	return in.RegisteredAt.After(than.RegisteredAt) && !than.RegisteredAt.IsZero()
 }
 
 // retire ends the endpoint of a member that goes.
 func (f *Fold) retire(m *Member) {
 	m.Endpoint.Retire()
-	if m.condition != nil && m.condition.lost.is() {
-		delete(f.suspected, place(m.Endpoint))
+	if m.lost() {
+		f.trust(m)
 	}
 	m.condition = nil
 	delete(f.leaving, m.Endpoint)
@@ -344,10 +423,11 @@ func find(members []*Member, id string) (int, bool) {
 func (f *Fold) remove(m *Member, reason string, revision int64, touched map[string]bool) {
 	service := m.Endpoint.Service
 	members := f.services[service]
-	at, found := find(members, m.Endpoint.ID)
-	if !found {
+	at, held := find(members, m.Endpoint.ID)
+	if !held {
 		return
 	}
+	waiting, waits := f.displaced[members[at].Endpoint]
 	f.moved(members[at], members[at].Verdict.State, Gone, reason, revision)
 	f.retire(members[at])
 	f.instances--
@@ -356,6 +436,9 @@ func (f *Fold) remove(m *Member, reason string, revision int64, touched map[stri
 		delete(f.services, service)
 	} else {
 		f.services[service] = members
+	}
+	if waits {
+		f.put(&waiting, returning, f.at, touched)
 	}
 }
 
@@ -382,8 +465,8 @@ func (f *Fold) SetStatic(services map[string][]registry.Instance, now time.Time,
 				errs = append(errs, fmt.Errorf("service %s, instance %s: %w", service, in.Address, err))
 				continue
 			}
-			at, found := find(members, in.Address)
-			if found {
+			at, twice := find(members, in.Address)
+			if twice {
 				continue
 			}
 			key := pool.Key{Service: service, ID: in.Address, Address: addr}
@@ -393,7 +476,8 @@ func (f *Fold) SetStatic(services map[string][]registry.Instance, now time.Time,
 			}
 			m := &Member{Instance: &in, Static: true}
 			if i, kept := find(old[service], in.Address); kept {
-				m.Endpoint, m.condition = old[service][i].Endpoint, old[service][i].condition
+				o := old[service][i]
+				m.Endpoint, m.condition, m.Verdict, m.since = o.Endpoint, o.condition, o.Verdict, o.since
 				old[service] = slices.Delete(old[service], i, i+1)
 			} else if m.Endpoint = pool.NewEndpoint(key); !first && f.policies[service].Check {
 				m.condition = &condition{unproven: note{since: now, reason: "its check has not passed yet"}}
@@ -420,8 +504,8 @@ func (f *Fold) verdict(m *Member) Verdict {
 	case registry.Draining:
 		return Verdict{Draining, "it says it is draining", m.ModRevision}
 	}
-	if f.policies[m.Endpoint.Service].Overrides[m.Endpoint.ID].Drain {
-		return Verdict{Draining, "the policy of its service says so", m.ModRevision}
+	if p := f.policies[m.Endpoint.Service]; p.Overrides[m.Endpoint.ID].Drain {
+		return Verdict{Draining, "the policy of its service says so", p.Revision}
 	}
 	if n := m.condition.decisive(); n != nil {
 		return Verdict{m.condition.state(), n.reason, n.revision}
@@ -453,23 +537,23 @@ func (f *Fold) Eligible(service string, now time.Time) []pool.Member {
 	list := f.Members(service)
 	defer clear(f.owners)
 	for _, m := range list {
-		if m.Verdict.State == Replaced { // judged anew: the other one may have gone
-			m.Verdict = f.verdict(m)
-		}
-		if !m.Verdict.State.serves() {
-			continue
-		}
 		if !m.Endpoint.Address.IsValid() { // a unix socket; those are static and differ
 			continue
 		}
-		o := f.owners[m.Endpoint.Address]
-		if o != nil {
-			if o.CreateRevision > m.CreateRevision {
-				o, m = m, o
+		// Who was replaced is judged anew: the other one may have gone.
+		if s := m.Verdict.State; s.serves() || s == Replaced && f.verdict(m).State.serves() {
+			if o := f.owners[m.Endpoint.Address]; o == nil || o.CreateRevision <= m.CreateRevision {
+				f.owners[m.Endpoint.Address] = m
 			}
-			o.Verdict = Verdict{Replaced, "another instance, " + m.Endpoint.ID + ", has registered the same address", m.CreateRevision}
 		}
-		f.owners[m.Endpoint.Address] = m
+	}
+	for _, m := range list {
+		s := m.Verdict.State
+		if o := f.owners[m.Endpoint.Address]; o != nil && o != m && (s.serves() || s == Replaced) {
+			f.become(m, Verdict{Replaced, "another instance, " + o.Endpoint.ID + ", has registered the same address", o.CreateRevision})
+		} else if s == Replaced {
+			f.become(m, f.verdict(m))
+		}
 	}
 	everybody := f.panic(service, list)
 	all := true // that serve are in their slow start

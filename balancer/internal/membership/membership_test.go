@@ -86,9 +86,6 @@ func TestLifeOfAnInstance(t *testing.T) {
 
 // A new incarnation or another address is another endpoint; the old one is retired.
 func TestIdentity(t *testing.T) {
-	incarnation := func(s string) func(*registry.Instance) {
-		return func(in *registry.Instance) { in.Incarnation = s }
-	}
 	f := New()
 	step(f, put("s", "a", "10.0.0.1:80", 1, incarnation("1")))
 	first := f.Members("s")[0].Endpoint

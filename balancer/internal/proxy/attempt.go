@@ -26,8 +26,11 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 	started := x.loop.Now()
 	up, reused, why := x.connect(e, s, fresh)
 	if up == nil {
-		if why.reason == ConnectTimeout || errors.Is(why.cause, syscall.ECONNREFUSED) || errors.Is(why.cause, syscall.ECONNRESET) {
-			x.refused(e)
+		switch {
+		case why.reason == ConnectTimeout, errors.Is(why.cause, syscall.ECONNREFUSED):
+			x.refused(e, false)
+		case errors.Is(why.cause, syscall.ECONNRESET):
+			x.refused(e, true)
 		}
 		return outcome{failure: why, again: true, free: why.reason == ConnectFailed}
 	}
@@ -44,7 +47,7 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 		unsent := n == 0 && x.upload == nil
 		up.Close()
 		if !reused && errors.Is(err, syscall.ECONNRESET) {
-			x.refused(e)
+			x.refused(e, true)
 		}
 		return outcome{failure: fail(UpstreamClosed), again: unsent || repeatable, stale: reused && unsent}
 	}
@@ -77,7 +80,7 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 			unsent := silent && !repeatable && why.cause == io.EOF && reused && held && x.unread(up, sent)
 			up.Close()
 			if silent && !reused && errors.Is(why.cause, syscall.ECONNRESET) {
-				x.refused(e)
+				x.refused(e, true)
 			}
 			late := n == 0 && why.reason == UpstreamTimeout && x.retryTimeouts(headBy)
 			return outcome{failure: why, again: unsent || repeatable && (silent || late), stale: reused && silent}
@@ -129,11 +132,10 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 	}
 }
 
-// refused tells who wants to know that an endpoint has turned a new connection away: refused it, let it wait in vain, or reset
-// it before it said a word.
-func (x *exchange) refused(e *pool.Endpoint) {
+// refused tells who wants to know that an endpoint has turned a new connection away.
+func (x *exchange) refused(e *pool.Endpoint, reset bool) {
 	if x.proxy.observer != nil {
-		x.proxy.observer.Refused(e)
+		x.proxy.observer.Refused(e, reset)
 	}
 }
 

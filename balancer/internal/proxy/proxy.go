@@ -92,8 +92,9 @@ const (
 // and must copy what it keeps: the record and its slices are used again.
 type Observer interface {
 	Done(r *Record)
-	// Refused is told, on the loop as well, that an endpoint has refused a connection.
-	Refused(e *pool.Endpoint)
+	// Refused is told, on the loop as well, that an endpoint has refused a new connection or let it wait in vain; or reset it
+	// before it said a word, which somebody who gets that far may do for one request only.
+	Refused(e *pool.Endpoint, reset bool)
 	// Failing is told likewise that an endpoint has failed as often in a row as its pool allows, or a multiple of that.
 	Failing(e *pool.Endpoint)
 }

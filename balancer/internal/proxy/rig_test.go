@@ -63,8 +63,8 @@ type rig struct {
 	refused atomic.Int32 // and of Refused
 }
 
-func (r *rig) Refused(*pool.Endpoint) { r.refused.Add(1) }
-func (r *rig) Failing(*pool.Endpoint) { r.failing.Add(1) }
+func (r *rig) Refused(*pool.Endpoint, bool) { r.refused.Add(1) }
+func (r *rig) Failing(*pool.Endpoint)       { r.failing.Add(1) }
 
 func (r *rig) Done(rec *Record) {
 	if r.done != nil {

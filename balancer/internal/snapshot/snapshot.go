@@ -42,8 +42,18 @@ type Table struct {
 	StoreID  uint64
 	Revision int64
 	Saved    time.Time // filled by Write
+	// Until is when it was last known to be what the registry held; filled by Read, from the time of the file.
+	Until time.Time
 	// Changes are instances, with Instance set, and routes, policies and grants, with Value set.
 	Changes []registry.Change
+	// Orphaned are the keys among them that the store does not have: it is another one than that they were written to.
+	Orphaned map[string]bool
+}
+
+// Touch notes that the file at path is still what the registry holds.
+func Touch(path string) error {
+	now := time.Now()
+	return os.Chtimes(path, now, now)
 }
 
 type head struct {
@@ -64,6 +74,7 @@ type line struct {
 	ID       string          `json:"id,omitempty"`
 	Instance json.RawMessage `json:"instance,omitempty"`
 	Text     string          `json:"text,omitempty"` // of any other kind
+	Orphaned bool            `json:"orphaned,omitempty"`
 	Lease    int64           `json:"lease,omitempty"`
 	Created  int64           `json:"created"`
 	Modified int64           `json:"modified"`
@@ -93,7 +104,7 @@ func Write(path string, t Table) (err error) {
 	keys := registry.Keys{Prefix: t.Prefix}
 	for i := range t.Changes {
 		ch := &t.Changes[i]
-		l := line{Key: ch.Key, Text: string(ch.Value), Lease: ch.Lease, Created: ch.CreateRevision, Modified: ch.ModRevision}
+		l := line{Key: ch.Key, Text: string(ch.Value), Orphaned: t.Orphaned[ch.Key], Lease: ch.Lease, Created: ch.CreateRevision, Modified: ch.ModRevision}
 		if _, err := keys.Parse(ch.Key); err != nil {
 			l.Service, l.ID = ch.Service, ch.ID
 		}
@@ -170,7 +181,14 @@ func read(path, prefix string) (t Table, err error) {
 		return t, err
 	}
 	defer f.Close()
-	return decode(f, prefix)
+	if t, err = decode(f, prefix); err != nil {
+		return t, err
+	}
+	info, err := f.Stat()
+	if err == nil {
+		t.Until = info.ModTime()
+	}
+	return t, err
 }
 
 func decode(from io.Reader, prefix string) (t Table, err error) {
@@ -220,9 +238,15 @@ func decode(from io.Reader, prefix string) (t Table, err error) {
 	}
 	keys := registry.Keys{Prefix: prefix}
 	for text := range strings.Lines(string(body)) {
-		ch, err := decodeLine(keys, text)
+		ch, orphaned, err := decodeLine(keys, text)
 		if err != nil {
 			return t, fmt.Errorf("%w: key %d: %v", ErrCorrupt, len(t.Changes)+1, err)
+		}
+		if orphaned {
+			if t.Orphaned == nil {
+				t.Orphaned = map[string]bool{}
+			}
+			t.Orphaned[ch.Key] = true
 		}
 		t.Changes = append(t.Changes, ch)
 	}
@@ -232,20 +256,20 @@ func decode(from io.Reader, prefix string) (t Table, err error) {
 	return t, nil
 }
 
-func decodeLine(keys registry.Keys, text string) (ch registry.Change, err error) {
+func decodeLine(keys registry.Keys, text string) (ch registry.Change, orphaned bool, err error) {
 	var l line
 	if err := json.Unmarshal([]byte(text), &l); err != nil {
-		return ch, err
+		return ch, false, err
 	}
 	k, err := keys.Parse(l.Key)
 	if l.Service != "" {
 		if err == nil {
-			return ch, fmt.Errorf("key %q says itself whose it is", l.Key)
+			return ch, false, fmt.Errorf("key %q says itself whose it is", l.Key)
 		}
 		k, err = registry.Key{Kind: registry.KindInstance, Service: l.Service, ID: l.ID}, nil
 	}
 	if err != nil {
-		return ch, err
+		return ch, false, err
 	}
 	ch = registry.Change{
 		Kind: k.Kind, Key: l.Key, Service: k.Service, ID: k.ID, Lease: l.Lease, CreateRevision: l.Created, ModRevision: l.Modified,
@@ -254,16 +278,16 @@ func decodeLine(keys registry.Keys, text string) (ch registry.Change, err error)
 	case registry.KindInstance:
 		in := registry.Instance{Service: k.Service, ID: k.ID}
 		if err := in.UnmarshalJSON(l.Instance); err != nil {
-			return ch, err
+			return ch, false, err
 		}
 		if err := in.Validate(); err != nil {
-			return ch, err
+			return ch, false, err
 		}
 		ch.Instance = &in
 	case registry.KindRoute, registry.KindPolicy, registry.KindGrant:
 		ch.Value = []byte(l.Text)
 	default:
-		return ch, fmt.Errorf("key %q does not belong into a snapshot", l.Key)
+		return ch, false, fmt.Errorf("key %q does not belong into a snapshot", l.Key)
 	}
-	return ch, nil
+	return ch, l.Orphaned, nil
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -29,14 +30,16 @@ func example() Table {
 			},
 		})
 	}
-	return Table{t.Prefix, t.StoreID, t.Revision, t.Saved, append(t.Changes,
+	t.Changes = append(t.Changes,
 		registry.Change{
 			Kind: registry.KindInstance, Key: "/microservices/cart/1", Service: "cart", ID: "microservices:1", Lease: 5, CreateRevision: 1, ModRevision: 2,
 			Instance: &registry.Instance{Service: "cart", ID: "microservices:1", Address: "10.0.0.99:80"},
 		},
 		registry.Change{Kind: registry.KindRoute, Key: keys.Route("r"), ID: "r", Value: []byte(`{"host":"a","service":"cart"}`), CreateRevision: 1, ModRevision: 2},
 		registry.Change{Kind: registry.KindPolicy, Key: keys.Policy("cart"), Service: "cart", Value: []byte(`{"balance":"random"}`), CreateRevision: 3, ModRevision: 3},
-	)}
+	)
+	t.Orphaned = map[string]bool{keys.Route("r"): true}
+	return t
 }
 
 func TestWriteAndRead(t *testing.T) {
@@ -50,9 +53,22 @@ func TestWriteAndRead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d := cmp.Diff(want, got, cmpopts.IgnoreFields(Table{}, "Saved")); d != "" || got.Saved.IsZero() {
+		if d := cmp.Diff(want, got, cmpopts.IgnoreFields(Table{}, "Saved", "Until")); d != "" || got.Saved.IsZero() || time.Since(got.Until) > time.Minute {
 			t.Error(d, got.Saved)
 		}
+	}
+	long := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(path, long, long); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Read(path, "/rota"); err != nil || time.Since(got.Until) < time.Minute {
+		t.Errorf("true until %v, %v", got.Until, err)
+	}
+	if err := Touch(path); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Read(path, "/rota"); err != nil || time.Since(got.Until) > time.Minute {
+		t.Errorf("still true until %v, %v", got.Until, err)
 	}
 	if list, _ := os.ReadDir(filepath.Dir(path)); len(list) != 1 {
 		t.Errorf("left behind: %v", list)
