@@ -275,7 +275,7 @@ func TestAskedAgain(t *testing.T) {
 	r := start(t, config.Dynamic{})
 	a, _ := listening(t, "127.0.0.1:0")
 	process := r.data.NewClient()
-	if _, err := process.Register(t.Context(), registry.Instance{Service: "web", ID: "a", Address: a}); err != nil {
+	if _, err := process.Register(context.Background(), registry.Instance{Service: "web", ID: "a", Address: a}); err != nil {
 		t.Fatal(err)
 	}
 	dumb := &dumb{Client: r.client}

@@ -2,6 +2,7 @@ package control
 
 import (
 	"bytes"
+	"context"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -175,7 +176,7 @@ func (r *rig) registered(addresses map[string]string) (lose func()) {
 	r.t.Helper()
 	process := r.data.NewClient()
 	for id, address := range addresses {
-		if _, err := process.Register(r.t.Context(), registry.Instance{Service: "web", ID: id, Address: address}); err != nil {
+		if _, err := process.Register(context.Background(), registry.Instance{Service: "web", ID: id, Address: address}); err != nil {
 			r.t.Fatal(err)
 		}
 	}
