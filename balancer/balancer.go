@@ -36,6 +36,7 @@ import (
 	"github.com/rota-lb/rota/balancer/internal/route"
 	"github.com/rota-lb/rota/balancer/internal/telemetry"
 	"github.com/rota-lb/rota/balancer/internal/tracing"
+	"github.com/rota-lb/rota/balancer/pool"
 	"github.com/rota-lb/rota/config"
 	"github.com/rota-lb/rota/registry"
 )
@@ -161,6 +162,7 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 	b.metrics = telemetry.NewMetrics(o.Version, b.sample)
 	b.control = control.New(control.Options{
 		Registry: o.Registry, Store: &b.store, Logger: o.Logger, Published: b.metrics.EventToRoute, Self: self, Deny: b.deny,
+		Departed: func(s *pool.Service) { b.proxy.Forget(s) },
 		Snapshot: cfg.Snapshot.Path, Prefix: cmp.Or(cfg.Etcd.Prefix, registry.DefaultPrefix),
 	}, cfg.Dynamic)
 	b.proxy = proxy.New(&b.store, settings(cfg.Dynamic), observer{b.access, b.journal, b.tracing, b.control})

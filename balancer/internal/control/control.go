@@ -57,6 +57,8 @@ type Options struct {
 	Snapshot, Prefix string
 	// Published is told, in the loop, how long the oldest change in a table waited since it came in; nil is nobody.
 	Published func(waited time.Duration)
+	// Departed is told, in the loop, of a service that is forgotten, because nothing has spoken of it for a while; nil is nobody.
+	Departed func(*pool.Service)
 }
 
 // Controller runs the reconcile loop. Use [New], then [Controller.Run].
@@ -83,8 +85,10 @@ type Controller struct {
 	claims   map[string]*claims // by service, of those whose instances claim something
 	services map[string]*service
 	nextSlot int
-	// freeSlots may be used again.
+	// freeSlots may be used again, vacated ones after the next table.
 	freeSlots []int
+	vacated   []int
+	pruned    time.Time
 	slots     map[string]int // what the table's Services is made of
 	touched   map[string]bool
 	reroute   bool // routes or the set of services have changed
@@ -158,6 +162,9 @@ type service struct {
 	// settings are made of policy.
 	settings *pool.Settings
 	policy   config.Service
+
+	routed bool      // a route names it
+	idle   time.Time // since when nothing speaks of it; zero when something does
 }
 
 type message struct {
@@ -630,12 +637,57 @@ func (c *Controller) dirty() bool {
 func (c *Controller) service(name string) *service {
 	s := c.services[name]
 	if s == nil {
-		s = &service{shared: pool.NewService(name), slot: c.nextSlot}
-		c.nextSlot++
+		s = &service{shared: pool.NewService(name), slot: c.newSlot()}
 		c.services[name] = s
 		c.reroute = true
 	}
 	return s
+}
+
+// newSlot is a slot that no table has a pool in.
+func (c *Controller) newSlot() int {
+	if n := len(c.freeSlots); n > 0 {
+		slot := c.freeSlots[n-1]
+		c.freeSlots = c.freeSlots[:n-1]
+		return slot
+	}
+	c.nextSlot++
+	return c.nextSlot - 1
+}
+
+const (
+	// forgetAfter is how long a service is kept of which nobody speaks any more, with its counters: it may come back.
+	forgetAfter = 10 * time.Minute
+	// pruneEvery is how often such services are looked for.
+	pruneEvery = time.Minute
+)
+
+// prune forgets the services that have no instance, policy, configuration or route, and have had none for a while. Whoever can
+// write keys could otherwise fill the memory, and the metrics, with names.
+func (c *Controller) prune(now time.Time) {
+	if now.Sub(c.pruned) < pruneEvery {
+		return
+	}
+	c.pruned = now
+	for name, s := range c.services {
+		_, configured := c.dynamic.Services[name]
+		_, policy := c.policies[name]
+		switch {
+		case c.fold.Has(name) || configured || policy || s.routed || len(s.subsets) > 0 || c.touched[name]:
+			s.idle = time.Time{}
+		case s.idle.IsZero():
+			s.idle = now
+		case now.Sub(s.idle) >= forgetAfter:
+			delete(c.services, name)
+			delete(c.slots, name)
+			delete(c.claims, name)
+			c.vacated = append(c.vacated, s.slot)
+			c.reroute = true
+			if c.Departed != nil {
+				c.Departed(s.shared)
+			}
+		}
+	}
 }
 
 // publish builds what was touched and makes the next table current.
@@ -662,6 +714,10 @@ func (c *Controller) publish() {
 		}
 		change.Services, change.Auto = c.slots, c.dynamic.AutoRoutes
 	}
+	for _, slot := range c.vacated {
+		change.Pools[slot] = nil
+	}
+	c.freeSlots, c.vacated = append(c.freeSlots, c.vacated...), nil
 	clear(c.touched)
 	c.reroute = false
 	c.table = c.table.With(change)

@@ -231,6 +231,51 @@ func TestBurst(t *testing.T) {
 	}
 }
 
+// Names that nobody speaks of any more are forgotten, with all that was kept of them; those in use are not.
+func TestForgottenServices(t *testing.T) {
+	r := start(t, config.Dynamic{Services: map[string]config.Service{"configured": {}}})
+	departed := map[string]bool{}
+	r.control.Departed = func(s *pool.Service) { departed[s.Name] = true }
+	r.run()
+	r.data.PutAll(map[string][]byte{
+		"/rota/services/web/a": []byte("10.0.0.1:80"), "/rota/policies/policy": []byte(`{"balance":"random"}`), "/rota/routes/x": []byte(`{"host":"h","service":"routed"}`),
+	})
+	now := time.Now()
+	slots := 0
+	for round := range 5 {
+		names := map[string][]byte{}
+		for i := range 50 {
+			names[fmt.Sprintf("/rota/services/s%d-%d/a", round, i)] = []byte("10.0.0.2:80")
+		}
+		r.data.PutAll(names)
+		last := fmt.Sprintf("s%d-49", round)
+		r.until("they are there", func(t *route.Table) bool { return size(t.Pool(last)) == 1 && size(t.Pool("web")) == 1 })
+		for key := range names {
+			r.data.Delete(key)
+		}
+		r.until("they have gone", func(t *route.Table) bool { return size(t.Pool(last)) == 0 })
+		r.control.do(t.Context(), func() {
+			now = now.Add(pruneEvery)
+			r.control.prune(now)
+			now = now.Add(forgetAfter)
+			r.control.prune(now)
+		})
+		r.until("they are forgotten", func(t *route.Table) bool { return t.Pool(last) == nil && size(t.Pool("web")) == 1 })
+		r.control.do(t.Context(), func() {
+			if len(departed) != 50 || len(r.control.services) != 4 || len(r.control.slots) != 4 {
+				t.Errorf("%d departed, %d services, %d slots", len(departed), len(r.control.services), len(r.control.slots))
+			}
+			if slots == 0 {
+				slots = r.control.nextSlot
+			}
+			if r.control.nextSlot > slots {
+				t.Errorf("slots grow to %d, from %d", r.control.nextSlot, slots)
+			}
+			clear(departed)
+		})
+	}
+}
+
 // Questions after the end are refused and do not hang.
 func TestEnded(t *testing.T) {
 	c := New(Options{Store: &route.Store{}}, config.Dynamic{})

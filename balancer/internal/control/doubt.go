@@ -38,6 +38,7 @@ func (c *Controller) expire(now time.Time) {
 	clear(c.refused)
 	c.refused = c.refused[:0]
 	c.readmit(now)
+	c.prune(now)
 	c.fade()
 	c.tellRest()
 	if now.Sub(c.rated) >= rateInterval {

@@ -127,6 +127,7 @@ type subset struct {
 // place is the slot of a service, or of a subset of it, in the table.
 func (c *Controller) place(name string, of route.Subset) int {
 	s := c.service(name)
+	s.routed = true
 	if of == (route.Subset{}) {
 		return s.slot
 	}
@@ -136,12 +137,7 @@ func (c *Controller) place(name string, of route.Subset) int {
 			return sub.slot
 		}
 	}
-	slot := c.nextSlot
-	if n := len(c.freeSlots); n > 0 {
-		slot, c.freeSlots = c.freeSlots[n-1], c.freeSlots[:n-1]
-	} else {
-		c.nextSlot++
-	}
+	slot := c.newSlot()
 	s.subsets = append(s.subsets, &subset{Subset: of, slot: slot, used: true})
 	c.touched[name] = true
 	return slot
@@ -150,6 +146,7 @@ func (c *Controller) place(name string, of route.Subset) int {
 // router builds the router, and drops the subsets that no route names any more.
 func (c *Controller) router(change *route.Change) *route.Router {
 	for _, s := range c.services {
+		s.routed = false
 		for _, sub := range s.subsets {
 			sub.used = false
 		}

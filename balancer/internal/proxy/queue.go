@@ -34,6 +34,9 @@ func (p *Proxy) queueOf(s *pool.Service) *queue {
 	return q.(*queue)
 }
 
+// Forget lets go of what is kept for a service that is forgotten.
+func (p *Proxy) Forget(s *pool.Service) { p.queues.Delete(s) }
+
 // again is how often those who wait look for themselves: a place may come up without an exchange having ended, where a pool
 // gets another endpoint, and one that is free for a moment only may be missed.
 const again = 2 * netloop.Tick
