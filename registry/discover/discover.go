@@ -54,7 +54,8 @@ type Discovery struct {
 
 	mu       sync.Mutex // protects what follows, and services as far as they say so
 	unsynced int        // watches without a first Reset
-	link     error      // why the store is out of reach; nil when it is not
+	asking   sync.WaitGroup
+	link     error // why the store is out of reach; nil when it is not
 }
 
 // New makes a Discovery that knows nothing until [Discovery.Run] is called.
@@ -94,6 +95,7 @@ func (d *Discovery) Run(ctx context.Context) error {
 	for _, scope := range scopes {
 		go func() { ends <- d.watch(watching, scope) }()
 	}
+	defer d.asking.Wait()
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
 	var errs error
@@ -102,6 +104,7 @@ func (d *Discovery) Run(ctx context.Context) error {
 			select {
 			case <-second.C:
 				d.fade()
+				d.expire(time.Now())
 			case err := <-ends:
 				ended = true
 				if watching.Err() == nil { // it is the first, and ends the others
@@ -115,7 +118,7 @@ func (d *Discovery) Run(ctx context.Context) error {
 }
 
 func (d *Discovery) watch(ctx context.Context, scope registry.Scope) error {
-	synced := false
+	synced, at := false, place{}
 	return d.registry.Watch(ctx, scope, func(u registry.Update) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -130,7 +133,7 @@ func (d *Discovery) watch(ctx context.Context, scope registry.Scope) error {
 			d.log.Info("registry in reach again", zap.Int64("revision", u.Revision))
 			d.link = nil
 		}
-		d.fold(scope, &u, time.Now())
+		d.fold(ctx, &at, scope, &u, time.Now())
 		if u.Reset && !synced {
 			synced = true
 			if d.unsynced--; d.unsynced == 0 {
@@ -140,10 +143,50 @@ func (d *Discovery) watch(ctx context.Context, scope registry.Scope) error {
 	})
 }
 
+// place is which store was read, and how far.
+type place struct {
+	id       uint64
+	revision int64
+}
+
+// ask asks the store about the leases of instances whose records are gone: one that is alive means that somebody has removed the
+// record by hand, and the instance is not to be used. Callers hold mu.
+func (d *Discovery) ask(ctx context.Context, s *service, lost []*member) {
+	leases, ok := d.registry.(registry.Leases)
+	if !ok || len(lost) == 0 {
+		return
+	}
+	d.asking.Go(func() {
+		for _, m := range lost {
+			left, err := leases.LeaseLeft(ctx, m.lease)
+			if err != nil || left <= 0 {
+				continue
+			}
+			d.mu.Lock()
+			s.forget(func(l *member) bool { return l == m })
+			s.build(time.Now())
+			d.mu.Unlock()
+		}
+	})
+}
+
+// expire lets go of instances that were lost for too long. Callers do not hold mu.
+func (d *Discovery) expire(now time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, v := range d.services.Range {
+		if s := v.(*service); !s.stranded && slices.ContainsFunc(s.lost, func(m *member) bool { return m.over(now) }) {
+			s.build(now)
+		}
+	}
+}
+
 // fold takes in the instances of an update. Callers hold mu.
-func (d *Discovery) fold(scope registry.Scope, u *registry.Update, now time.Time) {
+func (d *Discovery) fold(ctx context.Context, at *place, scope registry.Scope, u *registry.Update, now time.Time) {
 	touched := map[*service]bool{}
+	elsewhere := u.Reset && at.id != 0 && (u.Elsewhere || u.StoreID != at.id || u.Revision < at.revision)
 	if u.Reset {
+		*at = place{u.StoreID, u.Revision}
 		present := make(map[string]map[string]bool)
 		for i := range u.Changes {
 			if c := &u.Changes[i]; c.Kind == registry.KindInstance {
@@ -155,7 +198,9 @@ func (d *Discovery) fold(scope registry.Scope, u *registry.Update, now time.Time
 		}
 		for _, v := range d.services.Range {
 			if s := v.(*service); scope.Service == "" || s.name == scope.Service {
-				touched[s] = s.keepOnly(present[s.name], now)
+				var lost []*member
+				lost, touched[s] = s.keepOnly(present[s.name], elsewhere, now)
+				d.ask(ctx, s, lost)
 			}
 		}
 	}
@@ -169,12 +214,14 @@ func (d *Discovery) fold(scope registry.Scope, u *registry.Update, now time.Time
 		touched[s] = true
 		switch {
 		case c.Deleted:
-			s.vanish(c.ID, now)
+			if m := s.vanish(c.ID, false, now); m != nil {
+				d.ask(ctx, s, []*member{m})
+			}
 		case c.Err != nil:
 			s.setAside(c.ID, c.Err)
 			d.log.Warn("record set aside", zap.String("key", c.Key), zap.Error(c.Err))
 		default:
-			if err := s.put(c); err != nil {
+			if err := s.put(c, elsewhere, now); err != nil {
 				s.setAside(c.ID, err)
 				d.log.Warn("record set aside", zap.String("key", c.Key), zap.Error(err))
 			}

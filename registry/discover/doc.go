@@ -16,11 +16,12 @@
 // which. An instance that is starting or draining gets no new request; those in flight there go on. A change in the
 // registry holds for the next pick: there is no cache that could be old, and nothing to reload.
 //
-// Stale beats empty. When the store is away, the last that is known goes on serving. A record that is deleted takes its
-// instance out at once, since nobody here could probe it; but when a deletion leaves a service with no instance that
-// serves, those go on serving that were lost last (all that went within ten seconds of each other, as they do when leases
-// end), until another one is there. Whether they are still alive shows when they are dialled. An instance that has said
-// it is draining is never kept like that.
+// Stale beats empty, and lost is not left. When the store is away, the last that is known goes on serving. An instance whose
+// lease was lost is used on for a minute, unless it cannot be connected to: it may only have been paused, or the store be
+// sick. So is one that another store than before, wiped or restored, does not have. A record that was deleted by hand, which
+// shows in its lease, takes its instance out; but when that leaves a service with no instance that serves, those go on serving
+// that went last (all within ten seconds of each other), until another one is there. An instance that has said it is draining
+// is never kept like that.
 //
 // An instance that cannot be connected to is passed over for a second, for longer if that goes on (up to half a minute),
 // but never more than half of a service: rather try one in vain than overload those that are left. The request moves on to

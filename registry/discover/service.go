@@ -15,6 +15,9 @@ import (
 )
 
 const (
+	// lostFor is how long an instance whose lease was lost is used on, beside others, unless it refuses: it comes back sooner than
+	// that if it lives.
+	lostFor = time.Minute
 	// together is how long after one another instances may be lost to be kept together when no other serves.
 	together = 10 * time.Second
 	// An instance is passed over for the first of these, then for twice as long each time, up to the second.
@@ -107,7 +110,8 @@ type service struct {
 
 	members map[string]*member // registered, by id
 	aside   map[string]error   // by id: why a record cannot be used
-	// lost are those that served when their records went, of late. While nobody else serves they are stranded and serve on.
+	// lost are those that served when their records went, of late. Those that had a lease serve on for a while; while nobody else
+	// serves they all are stranded and serve on.
 	lost     []*member
 	stranded bool
 
@@ -120,16 +124,19 @@ type member struct {
 	endpoint  *pool.Endpoint
 	state     registry.State
 	weight    int
-	created   int64     // revision
+	created   int64 // revision
+	lease     int64
 	lost      time.Time // when its record went
+	meant     bool      // that it went, because it had no lease: somebody has removed it by hand
 	ejections int
 	until     time.Time // end of the last ejection
 }
 
 func (m *member) serves() bool { return m.state == registry.Ready && m.weight > 0 }
 
-// put takes in a record. One that cannot be used changes nothing.
-func (s *service) put(c *registry.Change) error {
+// put takes in a record. One that cannot be used changes nothing. elsewhere says that it is from another store than before, or an
+// older state of it: then it may be older than what it replaces, which is used on as if it had been lost.
+func (s *service) put(c *registry.Change, elsewhere bool, now time.Time) error {
 	addr, err := registry.DialAddress(c.Instance.Address)
 	if err != nil {
 		return err
@@ -142,10 +149,16 @@ func (s *service) put(c *registry.Change) error {
 		protocol = registry.HTTP
 	}
 	m := s.members[c.ID]
-	if m == nil { // perhaps it comes back
-		if at := slices.IndexFunc(s.lost, func(l *member) bool { return l.endpoint.Key == key }); at >= 0 {
-			m = s.lost[at]
+	if at := slices.IndexFunc(s.lost, func(l *member) bool { return l.endpoint.Key == key }); at >= 0 { // it comes back
+		if m != nil {
+			m.endpoint.Retire()
 		}
+		m = s.lost[at]
+	}
+	if m != nil && m.endpoint.Key != key && elsewhere && m.serves() {
+		m.lost, m.meant = now, false
+		s.lost = append(s.lost, m)
+		m = nil
 	}
 	if m == nil || m.endpoint.Key != key || m.endpoint.Protocol != string(protocol) || m.endpoint.IdleTimeout != time.Duration(in.IdleTimeout) {
 		if m != nil {
@@ -157,10 +170,10 @@ func (s *service) put(c *registry.Change) error {
 	if m.state = in.State; m.state == "" {
 		m.state = registry.Ready
 	}
-	m.weight, m.created = in.EffectiveWeight(), c.CreateRevision
+	m.weight, m.created, m.lease = in.EffectiveWeight(), c.CreateRevision, c.Lease
 	s.members[c.ID] = m
 	s.forget(func(l *member) bool { // who is known better now
-		return l == m || l.endpoint.ID == c.ID || l.endpoint.Address == addr
+		return l == m || l.endpoint.ID == c.ID && !elsewhere || l.endpoint.Address == addr
 	})
 	return nil
 }
@@ -168,24 +181,29 @@ func (s *service) put(c *registry.Change) error {
 // setAside notes that a record cannot be used. The last one under that id that could goes on being used.
 func (s *service) setAside(id string, why error) { s.aside[id] = why }
 
-// vanish takes in that a record is gone.
-func (s *service) vanish(id string, now time.Time) {
+// vanish takes in that a record is gone, and returns its instance if more can be learned about it from its lease: not elsewhere,
+// in another store than before.
+func (s *service) vanish(id string, elsewhere bool, now time.Time) *member {
 	delete(s.aside, id)
 	m := s.members[id]
 	if m == nil {
-		return
+		return nil
 	}
 	delete(s.members, id)
-	if m.serves() {
-		m.lost = now
-		s.lost = append(s.lost, m)
-	} else {
+	if !m.serves() {
 		m.endpoint.Retire()
+		return nil
 	}
+	m.lost, m.meant = now, m.lease == 0 && !elsewhere
+	s.lost = append(s.lost, m)
+	if m.lease == 0 || elsewhere {
+		return nil
+	}
+	return m
 }
 
-// keepOnly takes in that only these records are there, and reports whether others had been.
-func (s *service) keepOnly(present map[string]bool, now time.Time) (changed bool) {
+// keepOnly takes in that only these records are there. It reports whether others had been, and returns what vanish does of them.
+func (s *service) keepOnly(present map[string]bool, elsewhere bool, now time.Time) (lost []*member, changed bool) {
 	for id := range s.aside {
 		if !present[id] {
 			delete(s.aside, id)
@@ -194,11 +212,13 @@ func (s *service) keepOnly(present map[string]bool, now time.Time) (changed bool
 	}
 	for id := range s.members {
 		if !present[id] {
-			s.vanish(id, now)
+			if m := s.vanish(id, elsewhere, now); m != nil {
+				lost = append(lost, m)
+			}
 			changed = true
 		}
 	}
-	return changed
+	return lost, changed
 }
 
 // forget drops lost members.
@@ -214,10 +234,15 @@ func (s *service) forget(which func(*member) bool) {
 	})
 }
 
+// over reports whether a lost member is of no use any more, while others serve.
+func (m *member) over(now time.Time) bool {
+	return now.Sub(m.lost) > together && (m.meant || now.Sub(m.lost) > lostFor)
+}
+
 // serving are the members that take new requests, by id. Of two that name one address, the younger is meant.
 func (s *service) serving(now time.Time) []*member {
 	if !s.stranded {
-		s.forget(func(m *member) bool { return now.Sub(m.lost) > together })
+		s.forget(func(m *member) bool { return m.over(now) })
 	}
 	owners := map[string]*member{}
 	for _, m := range s.members {
@@ -227,8 +252,10 @@ func (s *service) serving(now time.Time) []*member {
 	}
 	s.stranded = len(owners) == 0 && len(s.lost) > 0
 	list := slices.Collect(maps.Values(owners))
-	if s.stranded {
-		list = slices.Clone(s.lost)
+	for _, m := range s.lost {
+		if s.stranded || !m.meant && owners[m.endpoint.Name] == nil {
+			list = append(list, m)
+		}
 	}
 	slices.SortFunc(list, func(a, b *member) int { return strings.Compare(a.endpoint.ID, b.endpoint.ID) })
 	return list
@@ -307,6 +334,11 @@ func (s *service) eject(e *pool.Endpoint, now time.Time) time.Duration {
 	m := s.find(e)
 	if m == nil || now.Before(m.until) {
 		return 0
+	}
+	if s.members[e.ID] != m && !s.stranded { // it was lost, and does not answer: that is the end of it
+		s.forget(func(l *member) bool { return l == m })
+		s.build(now)
+		return lostFor
 	}
 	if now.Sub(m.until) > forgets {
 		m.ejections = 0
