@@ -54,6 +54,7 @@ soak: ## Restart, hand over, break and attack for ten minutes: nothing may fail 
 chaos: ## Break etcd, daemons and instances under load for twenty-five minutes: nothing may fail
 	ROTA_TEST_CHAOS=5m $(GO) test -count=1 -timeout 15m -v -run '^TestChaos$$' ./cmd/rota
 	ROTA_TEST_RESTARTS=20 $(GO) test -count=1 -timeout 15m -v -run '^TestDeploy$$' ./cmd/rota
+	ROTA_TEST_KILLS=100 $(GO) test -count=1 -timeout 15m -v -run '^TestKilledInstance$$' ./cmd/rota
 	ROTA_TEST_OUTAGE=10m $(GO) test -count=1 -timeout 20m -v -run '^Test(Outage|StoreReplaced)$$' ./cmd/rota
 
 fuzz: ## Run every fuzz target for FUZZTIME (60s)

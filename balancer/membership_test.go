@@ -14,6 +14,8 @@ import (
 
 	"github.com/rota-lb/rota/balancer/internal/control"
 	"github.com/rota-lb/rota/internal/etcdtest"
+	"github.com/rota-lb/rota/registry"
+	registryetcd "github.com/rota-lb/rota/registry/etcd"
 )
 
 // fleet are instances of a service, each with a server and a lease of its own.
@@ -103,8 +105,8 @@ func (d *daemon) count(service string, want map[string]int) control.Status {
 	}
 }
 
-// All leases of a service go in a second while its instances live: nobody notices, the brake is shown, and it is released
-// when they are back. Then all go again, and half of the instances are dead: those are out soon.
+// All leases of a service go within a second or so while its instances live: nobody notices, the brake is shown, and it is
+// released when they are back. Then all go again, and half of the instances are dead, or die: those are out soon.
 func TestLeaseStorm(t *testing.T) {
 	n := 200
 	if testing.Short() {
@@ -115,7 +117,9 @@ func TestLeaseStorm(t *testing.T) {
 	f := newFleet(t, etcd.Client(), "cart", n)
 	d.count("cart", map[string]int{"ready": n})
 	l := d.load("cart", 8)
+	stormed := time.Now()
 	f.each(0, n, f.revoke)
+	t.Logf("%d leases revoked in %v", n, time.Since(stormed))
 	s := d.count("cart", map[string]int{"suspect": n})
 	if len(s.Brakes) != 1 || s.Brakes[0].Service != "cart" || s.Doubted != n {
 		t.Errorf("%d in doubt, brakes %+v", s.Doubted, s.Brakes)
@@ -131,9 +135,18 @@ func TestLeaseStorm(t *testing.T) {
 		}
 	}
 
+	// The dead half: some die with their leases, some as suspects.
 	began := time.Now()
-	f.each(0, n/2, func(_ context.Context, i int) error { return f.servers[i].Close() })
+	kill := func(from, to int) {
+		f.each(from, to, func(_ context.Context, i int) error { return f.servers[i].Close() })
+	}
+	kill(0, n/4)
 	f.each(0, n, f.revoke)
+	s = d.count("cart", map[string]int{"suspect": n - n/4})
+	if len(s.Brakes) != 1 {
+		t.Errorf("brakes %+v", s.Brakes)
+	}
+	kill(n/4, n/2)
 	d.count("cart", map[string]int{"suspect": n - n/2})
 	if took := time.Since(began); took > 3*time.Second {
 		t.Errorf("the dead half was out after %v", took)
@@ -167,10 +180,29 @@ func TestGoing(t *testing.T) {
 	d.count("cart", map[string]int{"ready": 1})
 	l.end(t)
 
-	if _, err := f.etcd.Put(ctx, f.key(2), fmt.Sprintf(`{"address":%q,"incarnation":"i2","state":"draining"}`, f.address[2]), clientv3.WithLease(f.leases[2])); err != nil {
+	// The last one leaves as the library does it.
+	if _, err := f.etcd.Delete(ctx, f.key(2)); err != nil {
 		t.Fatal(err)
 	}
+	d.count("cart", map[string]int{})
+	client, err := registryetcd.Connect(registryetcd.Options{Endpoints: etcd.Endpoints()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	last, err := client.Register(ctx, registry.Instance{Service: "cart", ID: "last", Address: f.address[2]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.until("cart", 200)
 	began = time.Now()
+	if err := last.Leave(ctx); err != nil {
+		t.Fatal(err)
+	}
 	d.until("cart", 503)
-	t.Logf("the last one's leave was honoured after %v", time.Since(began))
+	if took := time.Since(began); took > 200*time.Millisecond {
+		t.Errorf("the last one's leave was honoured after %v", took)
+	} else {
+		t.Logf("the last one's leave was honoured after %v", took)
+	}
 }

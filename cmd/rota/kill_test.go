@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,10 +17,17 @@ import (
 	"github.com/rota-lb/rota/internal/etcdtest"
 )
 
-// An instance is killed under load, again and again: no request fails that may be repeated, of the others only those that it
+// An instance is killed under load, again and again, ROTA_TEST_KILLS times: no request fails that may be repeated, of the others only those that it
 // was working on, and it is out of the pool at once.
 func TestKilledInstance(t *testing.T) {
-	const kills, each = 5, 4 // clients that GET, and as many that POST
+	const each = 4 // clients that GET, and as many that POST
+	kills := 5
+	if text := os.Getenv("ROTA_TEST_KILLS"); text != "" {
+		var err error
+		if kills, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
 	etcd := etcdtest.Start(t)
 	daemon := spawn(t, "serve", "-c", write(t, "rota.yaml", fmt.Sprintf(deployConfig, strings.Join(etcd.Endpoints(), `","`))))
 	w := &world{t: t}

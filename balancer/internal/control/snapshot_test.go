@@ -262,7 +262,10 @@ func TestOrphans(t *testing.T) {
 	if gone, err := r.control.GiveUpOrphans(t.Context(), "test"); err != nil || !slices.Equal(gone, keys) {
 		t.Errorf("given up %v, %v", gone, err)
 	}
-	r.until("no route", func(t *route.Table) bool { name, _ := match(t, "h", "/x"); return name == "" && t.Pool("web").Policy != "random" })
+	r.until("no route", func(t *route.Table) bool {
+		name, _ := match(t, "h", "/x")
+		return name == "" && t.Pool("web").Policy != "random"
+	})
 	if got := orphans(); len(got) != 0 {
 		t.Errorf("orphans %v", got)
 	}
