@@ -11,8 +11,11 @@ import (
 
 // readRequest reads a request as the proxy would read it from a connection: with the same strictness, and normalised alike.
 func readRequest(method, url string, header http.Header) (*route.Request, error) {
-	if _, rest, ok := strings.Cut(url, "://"); ok {
+	scheme, rest, ok := strings.Cut(url, "://")
+	if ok {
 		url = rest
+	} else {
+		scheme = ""
 	}
 	host, target := url, "/"
 	if i := strings.IndexAny(url, "/?"); i >= 0 {
@@ -43,5 +46,5 @@ func readRequest(method, url string, header http.Header) (*route.Request, error)
 	if err := r.Parse([]byte(head.String())); err != nil {
 		return nil, fmt.Errorf("it would be refused by %d: %s", err.Status, err.Text)
 	}
-	return &route.Request{Method: r.Method, Host: r.Host, Path: r.Path, Query: r.Query, Fields: &r}, nil
+	return &route.Request{Scheme: strings.ToLower(scheme), Method: r.Method, Host: r.Host, Path: r.Path, Query: r.Query, Fields: &r}, nil
 }

@@ -100,6 +100,9 @@ func (s *source) route(r Route, path string) {
 
 // matches checks what a route matches beside host and path.
 func (s *source) matches(r Route, path string) {
+	if r.Scheme != "" && r.Scheme != "http" && r.Scheme != "https" {
+		s.report(join(path, "scheme"), fmt.Sprintf("%q is not a scheme", clip(r.Scheme)), "write http or https")
+	}
 	for i, m := range r.Methods {
 		at := fmt.Sprintf("%s[%d]", join(path, "methods"), i)
 		switch {

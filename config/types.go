@@ -229,6 +229,8 @@ type Route struct {
 	// ("=/cart"), or an RE2 regular expression for the whole path when it begins with "~" ("~/users/[0-9]+").
 	// Empty means any.
 	Path string `yaml:"path" json:"path,omitempty"`
+	// Scheme is how the client came, http or https; empty is either. Behind a trusted proxy it is what that says.
+	Scheme string `yaml:"scheme" json:"scheme,omitempty"`
 	// Methods are those that match; empty is any.
 	Methods []string `yaml:"methods" json:"methods,omitempty"`
 	// Headers and Query hold, by name, what the value must be: itself, "~" and a regular expression for the whole value,

@@ -39,7 +39,7 @@ func convert(r config.Route, source route.Source, order int64) (route.Route, err
 	for i := range u.Conditions {
 		c := &u.Conditions[i]
 		switch text, pattern := strings.CutPrefix(c.Value, "~"); {
-		case c.Of == route.OfMethod:
+		case c.Of == route.OfMethod, c.Of == route.OfScheme:
 		case pattern:
 			if c.Pattern, err = route.NewPattern(text); err != nil {
 				return out, fmt.Errorf("%s: %w", c.Name, err)
@@ -93,7 +93,7 @@ func convert(r config.Route, source route.Source, order int64) (route.Route, err
 
 // plain reports whether a route asks for nothing that needs rules.
 func plain(r config.Route) bool {
-	return !strings.HasPrefix(r.Path, "~") && len(r.Methods)+len(r.Headers)+len(r.Query)+len(r.Split)+len(r.Upgrades) == 0 &&
+	return !strings.HasPrefix(r.Path, "~") && len(r.Scheme)+len(r.Methods)+len(r.Headers)+len(r.Query)+len(r.Split)+len(r.Upgrades) == 0 &&
 		r.Redirect == config.Redirect{} && r.ReplacePrefix == "" && len(r.RequestHeaders.Set)+len(r.RequestHeaders.Remove) == 0 &&
 		len(r.ResponseHeaders.Set)+len(r.ResponseHeaders.Remove) == 0 && r.Mirror == config.Mirror{} &&
 		r.Timeouts == config.Timeouts{} && r.Retries == config.Retries{} && r.RateLimit == config.RateLimit{} && r.MaxBody == 0
@@ -101,6 +101,9 @@ func plain(r config.Route) bool {
 
 func conditions(r config.Route) []route.Condition {
 	var list []route.Condition
+	if r.Scheme != "" {
+		list = append(list, route.Condition{Of: route.OfScheme, Value: r.Scheme})
+	}
 	if len(r.Methods) > 0 {
 		list = append(list, route.Condition{Of: route.OfMethod, Methods: r.Methods})
 	}

@@ -180,7 +180,7 @@ func (x *exchange) exchange(head int) (keep bool) {
 		return x.answer(fail(Looped))
 	}
 
-	x.match = route.Request{Method: r.Method, Host: r.Host, Path: r.Path, Query: r.Query, Fields: r}
+	x.match = route.Request{Scheme: x.hop.Proto, Method: r.Method, Host: r.Host, Path: r.Path, Query: r.Query, Fields: r}
 	to := rec.Table.Match(&x.match)
 	rec.Route = to.Route
 	switch {

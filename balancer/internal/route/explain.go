@@ -75,6 +75,8 @@ func (c *Condition) unmet() string {
 		want = fmt.Sprintf("like %q", c.Pattern)
 	}
 	switch c.Of {
+	case OfScheme:
+		return "the scheme is not " + c.Value
 	case OfMethod:
 		return "the method is none of " + strings.Join(c.Methods, ", ")
 	case OfHeader:

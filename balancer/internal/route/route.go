@@ -370,6 +370,7 @@ const autoSuffix = ".localhost"
 
 // Request is what routes are matched against. Host and Path must be normalised.
 type Request struct {
+	Scheme                    string // http or https; empty is http
 	Method, Host, Path, Query []byte // Query with its "?", or empty
 	Fields                    Fields
 }

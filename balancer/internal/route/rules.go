@@ -2,6 +2,7 @@ package route
 
 import (
 	"bytes"
+	"cmp"
 	"math/rand/v2"
 	"regexp"
 	"slices"
@@ -82,7 +83,7 @@ type Rate struct {
 	Header string        // lower-case name of the field that is the key; empty is the client's address
 }
 
-// Condition is about the method, a header field or a parameter of the query.
+// Condition is about the scheme, the method, a header field or a parameter of the query.
 type Condition struct {
 	Of   Part
 	Name string // of the field, lower-case, or of the parameter
@@ -102,6 +103,7 @@ const (
 	OfMethod Part = iota
 	OfHeader
 	OfQuery
+	OfScheme
 )
 
 // placed is a copy with the places of its services in the table.
@@ -214,6 +216,8 @@ func (c *Condition) holds(q *Request) bool {
 				return true
 			}
 		}
+	case OfScheme:
+		return c.Value == cmp.Or(q.Scheme, "http")
 	case OfHeader:
 		for n := 0; ; n++ {
 			value, ok := q.Fields.Value(c.Name, n)

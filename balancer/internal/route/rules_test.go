@@ -35,6 +35,11 @@ func request(method, host, target string, f ...string) *Request {
 	return &Request{Method: []byte(method), Host: []byte(host), Path: []byte(path), Query: []byte(query), Fields: fields(f)}
 }
 
+func over(scheme string, q *Request) *Request {
+	q.Scheme = scheme
+	return q
+}
+
 func when(c ...Condition) *Rules { return &Rules{Conditions: c} }
 
 func header(name, value string) Condition { return Condition{Of: OfHeader, Name: name, Value: value} }
@@ -58,6 +63,8 @@ func TestConditions(t *testing.T) {
 		{Name: "any-tenant", Path: "/a", Rules: when(Condition{Of: OfHeader, Name: "x-tenant", Any: true}), Order: 7},
 		{Name: "numbered", Path: "/a", Rules: when(Condition{Of: OfQuery, Name: "n", Pattern: digits}), Order: 8},
 		{Name: "spaced", Path: "/a", Rules: when(Condition{Of: OfQuery, Name: "q r", Value: "ä b"}), Order: 9},
+		{Name: "secure", Path: "/s", Rules: when(Condition{Of: OfScheme, Value: "https"})},
+		{Name: "plain-secure", Path: "/s", Rules: when(Condition{Of: OfScheme, Value: "http"})},
 		{Name: "deep", Path: "/a/b", Rules: when(header("x-deep", "yes"))},
 		{Name: "only", Path: "/only", Exact: true, Rules: when(Condition{Of: OfMethod, Methods: []string{"GET"}})},
 		{Name: "user", Rules: pattern(t, "/users/([0-9]+)")},
@@ -71,6 +78,9 @@ func TestConditions(t *testing.T) {
 		{request("GET", "h", "/a"), "plain"},
 		{request("POST", "h", "/a/x"), "post"},
 		{request("post", "h", "/a/x"), "plain"},
+		{request("GET", "h", "/s"), "plain-secure"},
+		{over("https", request("GET", "h", "/s")), "secure"},
+		{over("http", request("GET", "h", "/s")), "plain-secure"},
 		{request("GET", "h", "/a", "x-beta", "1"), "beta"},
 		{request("GET", "h", "/a", "x-beta", "2", "x-beta", "1"), "beta"},
 		{request("GET", "h", "/a", "x-beta", "11"), "plain"},
