@@ -1,9 +1,11 @@
 package balancer
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/rota-lb/rota/balancer/internal/control"
@@ -43,6 +45,10 @@ func (b *Balancer) sample() telemetry.Sample {
 	}
 	for _, v := range services {
 		s.Services = append(s.Services, serviceSample(v.Shared))
+		if cert, file := v.Certificate, v.CertificateFile; cert != nil && !files[file] {
+			files[file] = true
+			s.Certificates = append(s.Certificates, telemetry.Certificate{File: file, Names: cmp.Or(strings.Join(cert.DNSNames, ","), cert.Subject.CommonName), NotAfter: cert.NotAfter})
+		}
 		// Instances that name one address have the same labels: the one that is ready speaks for it.
 		seen := map[string]bool{}
 		slices.SortStableFunc(v.Instances, func(a, b control.Instance) int { return rank(a) - rank(b) })

@@ -89,6 +89,7 @@ type Controller struct {
 	freeSlots []int
 	vacated   []int
 	pruned    time.Time
+	filesAt   time.Time      // when certificates were looked at last
 	slots     map[string]int // what the table's Services is made of
 	touched   map[string]bool
 	reroute   bool // routes or the set of services have changed
@@ -162,6 +163,7 @@ type service struct {
 	// settings are made of policy.
 	settings *pool.Settings
 	policy   config.Service
+	files    string // a stamp of those that the settings were made of
 
 	routed bool      // a route names it
 	idle   time.Time // since when nothing speaks of it; zero when something does

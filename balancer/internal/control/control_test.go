@@ -2,7 +2,13 @@ package control
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/pem"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -422,5 +428,42 @@ func TestEvents(t *testing.T) {
 	}
 	if list, _ := e.Since(5); len(list) != keptEvents || list[0].Seq != 2*keptEvents+1 {
 		t.Errorf("%d events from %d", len(list), list[0].Seq)
+	}
+}
+
+// The files that instances are verified by are read again when they have changed; what cannot be read leaves the old ones.
+func TestCertificatesChange(t *testing.T) {
+	server := httptest.NewTLSServer(http.NotFoundHandler())
+	t.Cleanup(server.Close)
+	good := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	write := func(content []byte) {
+		if err := os.WriteFile(file, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(good)
+	r := start(t, config.Dynamic{Services: map[string]config.Service{"web": {
+		Protocol: "https", TLS: config.UpstreamTLS{CA: file}, Instances: []config.StaticInstance{{Address: "127.0.0.1:1"}},
+	}}}).run()
+	now := time.Now()
+	in := func(t *route.Table) *tls.Config { return t.Pool("web").Settings.TLS }
+	first := in(r.until("a table", func(t *route.Table) bool { return size(t.Pool("web")) == 1 }))
+	again := func() {
+		now = now.Add(filesEvery)
+		r.control.do(t.Context(), func() { r.control.reread(now) })
+	}
+	again()
+	if in(r.store.Load()) != first {
+		t.Error("read again without a change")
+	}
+	write(append([]byte("new\n"), good...))
+	again()
+	second := in(r.until("the new ones", func(t *route.Table) bool { return in(t) != first }))
+	write([]byte("broken"))
+	generation := r.store.Load().Generation
+	again()
+	if table := r.until("a table", func(t *route.Table) bool { return t.Generation > generation }); in(table) != second {
+		t.Error("a broken file has taken the place of a good one")
 	}
 }

@@ -39,6 +39,7 @@ func (c *Controller) expire(now time.Time) {
 	c.refused = c.refused[:0]
 	c.readmit(now)
 	c.prune(now)
+	c.reread(now)
 	c.fade()
 	c.tellRest()
 	if now.Sub(c.rated) >= rateInterval {

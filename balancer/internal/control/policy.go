@@ -71,6 +71,7 @@ func (c *Controller) settings(name string, s *service) *pool.Settings {
 	if s.settings != nil && reflect.DeepEqual(s.policy, p) {
 		return s.settings
 	}
+	s.files = stamp(p.TLS)
 	t, err := clientTLS(name, p.TLS)
 	if err != nil {
 		c.Logger.Error("TLS to the instances of a service is not possible", zap.String("service", name), zap.Error(err))
@@ -86,6 +87,37 @@ func (c *Controller) settings(name string, s *service) *pool.Settings {
 		IdleTimeout: p.IdleTimeout, Failures: max(p.Ejection.Failures, 0), ProxyProtocol: slices.Index([]string{"", "v1", "v2"}, p.SendProxyProtocol),
 	}
 	return s.settings
+}
+
+// stamp tells versions of the files of a policy apart.
+func stamp(o config.UpstreamTLS) (text string) {
+	for _, file := range []string{o.CA, o.Cert, o.Key} {
+		if file == "" {
+			continue
+		}
+		if info, err := os.Stat(file); err == nil {
+			text += fmt.Sprintf("%s %d %d\n", file, info.ModTime().UnixNano(), info.Size())
+		}
+	}
+	return text
+}
+
+// filesEvery is how often the certificates for instances are looked at.
+const filesEvery = 10 * time.Second
+
+// reread has the services built anew whose certificates have changed. Connections go on with what they have.
+func (c *Controller) reread(now time.Time) {
+	if now.Sub(c.filesAt) < filesEvery {
+		return
+	}
+	c.filesAt = now
+	for name, s := range c.services {
+		if s.settings != nil && s.files != stamp(s.policy.TLS) {
+			c.Logger.Info("certificates for the instances of a service have changed", zap.String("service", name))
+			s.policy.Queue = -1 // unlike any policy: the files are read again
+			c.touched[name] = true
+		}
+	}
 }
 
 // sessions is how many TLS sessions with the instances of a service are kept to be resumed.

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"maps"
 	"slices"
@@ -97,6 +98,9 @@ type Service struct {
 	Shared    *pool.Service
 	Eligible  int // endpoints that may be picked now
 	Instances []Instance
+	// Certificate is what instances are shown, of the file CertificateFile; nil when there is none.
+	Certificate     *x509.Certificate
+	CertificateFile string
 }
 
 // Services lists the services that have instances or a pool, by name; with a name, that one only.
@@ -115,6 +119,9 @@ func (c *Controller) Services(ctx context.Context, name string) ([]Service, erro
 			v := Service{Name: n, Shared: s.shared}
 			if s.pool != nil {
 				v.Policy, v.Eligible = s.pool.Policy, s.pool.Len()
+			}
+			if o := s.settings; o != nil && o.TLS != nil && len(o.TLS.Certificates) > 0 {
+				v.Certificate, v.CertificateFile = o.TLS.Certificates[0].Leaf, s.policy.TLS.Cert
 			}
 			for _, m := range c.fold.Members(n) {
 				v.Instances = append(v.Instances, c.instance(m))
