@@ -116,7 +116,7 @@ type goListener struct {
 	done   chan struct{} // closed when nothing is accepted any more
 }
 
-// lastAccept is how long a listener that is being closed accepts what waits in the kernel's queue.
+// lastAccept is how long a listener that is being closed waits for another connection of the kernel's queue.
 const lastAccept = 5 * time.Millisecond
 
 func (l *goListener) Addr() net.Addr { return l.net.Addr() }
@@ -128,7 +128,7 @@ func (l *goListener) Close() error {
 	if l.closed.Swap(true) {
 		return net.ErrClosed
 	}
-	if d, ok := l.net.(interface{ SetDeadline(time.Time) error }); ok && d.SetDeadline(time.Now().Add(lastAccept)) == nil {
+	if l.setDeadline(past) {
 		select {
 		case <-l.engine.running:
 			<-l.done
@@ -136,6 +136,12 @@ func (l *goListener) Close() error {
 		}
 	}
 	return l.net.Close()
+}
+
+// setDeadline limits how long Accept waits; it reports false where that cannot be limited.
+func (l *goListener) setDeadline(t time.Time) bool {
+	d, ok := l.net.(interface{ SetDeadline(time.Time) error })
+	return ok && d.SetDeadline(t) == nil
 }
 
 func (e *goroutines) Listen(ln net.Listener, h Handler, a Admission) (Listener, error) {
@@ -157,15 +163,24 @@ func (e *goroutines) Listen(ln net.Listener, h Handler, a Admission) (Listener, 
 func (e *goroutines) accept(l *goListener, h Handler, a Admission) {
 	defer close(l.done)
 	<-e.running
-	for {
-		for e.full(e.Sockets/8) && !l.closed.Load() {
+	for rest := longestQueue; rest > 0; {
+		for e.full(reserve(e.Sockets)) && !l.closed.Load() {
 			time.Sleep(Tick)
 		}
-		nc, err := l.net.Accept()
-		if errors.Is(err, net.ErrClosed) || err != nil && l.closed.Load() {
-			return
+		closed := l.closed.Load()
+		if closed { // take what is there already
+			if rest--; e.full(reserve(e.Sockets)/2) || !l.setDeadline(time.Now().Add(lastAccept)) {
+				return
+			}
 		}
-		if err != nil { // out of descriptors, most likely
+		nc, err := l.net.Accept()
+		switch {
+		case err == nil:
+		case closed, errors.Is(err, net.ErrClosed):
+			return
+		case l.closed.Load():
+			continue // Close has woken it
+		default: // out of descriptors, most likely
 			time.Sleep(2 * Tick)
 			continue
 		}

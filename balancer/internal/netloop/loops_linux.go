@@ -387,35 +387,42 @@ func (l *loop) accept(fd int) {
 			continue
 		}
 		for range 128 {
-			if l.engine.full(int64(l.engine.Sockets / 8)) {
-				l.pause(s)
+			if !l.acceptOne(s, reserve(l.engine.Sockets)) {
 				return
-			}
-			nfd, sa, err := unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-			switch {
-			case err == nil:
-				remote := addrPort(sa)
-				if s.admission != nil && !s.admission.Admit(remote.Addr()) {
-					unix.Close(nfd)
-					continue
-				}
-				to := l.lightest()
-				to.clients.Add(1)
-				l.engine.sockets.Add(1)
-				if to == l {
-					l.adopt(nfd, remote, s)
-				} else {
-					to.post(func() { to.adopt(nfd, remote, s) })
-				}
-			case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
-				l.pause(s)
-				return
-			case errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.EINTR):
-			default:
-				return // EAGAIN
 			}
 		}
 	}
+}
+
+// acceptOne takes one connection, unless fewer than so many sockets may still be opened. It reports whether there may be another
+// one to take.
+func (l *loop) acceptOne(s *listener, reserve int) bool {
+	if l.engine.full(int64(reserve)) {
+		l.pause(s)
+		return false
+	}
+	fd, sa, err := unix.Accept4(s.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+	switch {
+	case err == nil:
+		remote := addrPort(sa)
+		if s.admission != nil && !s.admission.Admit(remote.Addr()) {
+			unix.Close(fd)
+			return true
+		}
+		to := l.lightest()
+		to.clients.Add(1)
+		l.engine.sockets.Add(1)
+		if to == l {
+			l.adopt(fd, remote, s)
+		} else {
+			to.post(func() { to.adopt(fd, remote, s) })
+		}
+		return true
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
+		l.pause(s)
+		return false
+	}
+	return errors.Is(err, unix.ECONNABORTED) || errors.Is(err, unix.EINTR) // else EAGAIN
 }
 
 // pause stops accepting until the next sweep.
@@ -473,7 +480,7 @@ func (l *loop) add(fd int) (*conn, error) {
 }
 
 func (l *loop) addListener(s *listener) {
-	if l.stopping || s.closed.Load() {
+	if l.stopping {
 		unix.Close(s.fd)
 		return
 	}
@@ -482,15 +489,16 @@ func (l *loop) addListener(s *listener) {
 	unix.EpollCtl(l.ep, unix.EPOLL_CTL_ADD, s.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(s.fd)})
 }
 
+// dropListener accepts what waits on a listening socket, also on one that is paused, and closes it.
 func (l *loop) dropListener(s *listener) {
-	for i, x := range l.listeners {
-		if x == s {
-			l.accept(s.fd)
-			l.listeners = append(l.listeners[:i], l.listeners[i+1:]...)
-			unix.Close(s.fd)
-			return
-		}
+	i := slices.Index(l.listeners, s)
+	if i < 0 {
+		return
 	}
+	for n := 0; n < longestQueue && l.acceptOne(s, reserve(l.engine.Sockets)/2); n++ {
+	}
+	l.listeners = slices.Delete(l.listeners, i, i+1)
+	unix.Close(s.fd)
 }
 
 // dropIdle closes the client connections that wait for a request and have none under way.

@@ -44,6 +44,13 @@ const Tick = 50 * time.Millisecond
 // may be sending it.
 const freshFor = time.Second
 
+// longestQueue is how many connections a listener that is being closed accepts at most. Kernels do not queue more: this ends
+// accepting where clients come as fast as they are taken.
+const longestQueue = 64 << 10
+
+// reserve is how many of the sockets that may be open are left for dialling while connections are accepted.
+func reserve(sockets int) int { return sockets / 8 }
+
 // BufferSize is the length of the buffers that [Loop.Buffer] lends.
 const BufferSize = 16 << 10
 
@@ -175,7 +182,8 @@ type Handler interface {
 type Listener interface {
 	// Addr is the bound address.
 	Addr() net.Addr
-	// Close stops accepting, after what waits in the kernel's queue was accepted. Connections go on.
+	// Close stops accepting, after what waits in the kernel's queue was accepted, as far as there is room for it (half of
+	// what is left for dialling is given up to it). Connections go on.
 	Close() error
 }
 
