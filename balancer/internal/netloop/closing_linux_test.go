@@ -102,3 +102,47 @@ func TestCloseServesQueueWhenFull(t *testing.T) {
 		}
 	})
 }
+
+// A connection that was taken off its loop counts no more: neither as a socket, nor with who admitted it.
+func TestDetachReleases(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		const sockets = 8 // of which one is left for dialling
+		r := start(t, Options{Engine: engine, Sockets: sockets}, echo)
+		g := newGate()
+		close(g.opened)
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.address = ln.Addr().String()
+		detached := make(chan net.Conn, 1)
+		if _, err := r.Engine.Listen(ln, handlerFunc(func(c Conn) time.Duration {
+			n, err := c.Detach()
+			if err != nil {
+				t.Error(err)
+			}
+			detached <- n
+			return time.Minute
+		}), g); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 * sockets {
+			c := r.dial()
+			if _, err := c.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case d := <-detached:
+				defer d.Close()
+			case <-time.After(10 * time.Second):
+				t.Fatal("not served: those detached before still count as open")
+			}
+		}
+		if n := g.inside.Load(); n != 0 {
+			t.Errorf("%d connections are still admitted", n)
+		}
+		if open, _ := r.Connections(); open != 0 {
+			t.Errorf("%d connections are still open", open)
+		}
+	})
+}

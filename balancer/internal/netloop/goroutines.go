@@ -586,6 +586,12 @@ func (c *goConn) Close() error {
 	if c.closed.Swap(true) {
 		return net.ErrClosed
 	}
+	c.forget()
+	return c.net.Close()
+}
+
+// forget takes the connection out of the engine's books.
+func (c *goConn) forget() {
 	e := c.shard.engine
 	e.mu.Lock()
 	delete(e.conns, c)
@@ -597,7 +603,6 @@ func (c *goConn) Close() error {
 	if c.release != nil {
 		c.release()
 	}
-	return c.net.Close()
 }
 
 // tryWrite sends what can be sent soon.
@@ -637,13 +642,7 @@ func (c *goConn) Detach() (net.Conn, error) {
 	if c.closed.Swap(true) {
 		return nil, net.ErrClosed
 	}
-	e := c.shard.engine
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.conns, c)
-	if c.client {
-		e.clients--
-	}
+	c.forget()
 	if len(c.pending) > 0 {
 		return &prefixed{c.net, c.pending}, c.net.SetDeadline(time.Time{})
 	}
