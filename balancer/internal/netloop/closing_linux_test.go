@@ -1,6 +1,7 @@
 package netloop
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -8,6 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // gate admits everybody, the first one only when it is opened: until then whoever comes waits in the kernel's queue.
@@ -145,4 +148,28 @@ func TestDetachReleases(t *testing.T) {
 			t.Errorf("%d connections are still open", open)
 		}
 	})
+}
+
+// What is asked of a loop that has ended goes nowhere: the descriptor that used to wake it may be another one's by now.
+func TestPostAfterEnd(t *testing.T) {
+	e, err := New(Options{Engine: Loops, Loops: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	e.Run(ctx)
+	var others [64]int // they get every descriptor that is free
+	for i := range others {
+		if others[i], err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(others[i])
+	}
+	e.CloseIdle()
+	for _, fd := range others {
+		if _, err := unix.Read(fd, make([]byte, 8)); err != unix.EAGAIN {
+			t.Errorf("a loop that has ended wrote to what has its descriptor now: %v", err)
+		}
+	}
 }

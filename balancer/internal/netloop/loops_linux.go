@@ -199,6 +199,7 @@ type loop struct {
 	posted []func() // shared, under mu
 	taken  []func() // what posted was before
 	woken  bool     // shared, under mu: a wake is under way
+	ended  bool     // shared, under mu: nothing is posted any more
 }
 
 func newLoop(e *loops, index int) (*loop, error) {
@@ -232,17 +233,21 @@ func (l *loop) Now() time.Time { return l.now }
 // Post implements [Loop].
 func (l *loop) Post(fn func()) { l.post(fn) }
 
-// post has fn run on the loop's thread, soon. It may be called from anywhere.
-func (l *loop) post(fn func()) {
+// post has fn run on the loop's thread, soon. It may be called from anywhere. It reports false when the loop has ended, and fn
+// will not be run. The lock is held while the loop is woken: else the descriptor could be another one's by then.
+func (l *loop) post(fn func()) bool {
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended {
+		return false
+	}
 	l.posted = append(l.posted, fn)
-	wake := !l.woken
-	l.woken = true
-	l.mu.Unlock()
-	if wake {
+	if !l.woken {
+		l.woken = true
 		one := [8]byte{1}
 		unix.Write(l.wakeFD, one[:])
 	}
+	return true
 }
 
 // takePosted runs what was posted. The descriptor is edge-triggered: nobody needs to read it.
@@ -375,6 +380,9 @@ func (l *loop) shutdown() {
 	for _, co := range l.coros.all() {
 		co.stop()
 	}
+	l.mu.Lock()
+	l.ended = true
+	l.mu.Unlock()
 	l.takePosted() // connections handed over at the last moment are closed there
 	close(l.dead)
 	l.free()
@@ -414,8 +422,8 @@ func (l *loop) acceptOne(s *listener, reserve int) bool {
 		l.engine.sockets.Add(1)
 		if to == l {
 			l.adopt(fd, remote, s)
-		} else {
-			to.post(func() { to.adopt(fd, remote, s) })
+		} else if !to.post(func() { to.adopt(fd, remote, s) }) {
+			to.refuse(fd, remote, s)
 		}
 		return true
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
@@ -446,18 +454,23 @@ func (l *loop) lightest() *loop {
 func (l *loop) adopt(fd int, remote netip.AddrPort, s *listener) {
 	c, err := l.add(fd)
 	if err != nil {
-		unix.Close(fd)
-		l.clients.Add(-1)
-		l.engine.sockets.Add(-1)
-		if s.admission != nil {
-			s.admission.Release(remote.Addr())
-		}
+		l.refuse(fd, remote, s)
 		return
 	}
 	c.remote, c.handler, c.listener, c.peer = remote, s.handler, s, remote.Addr()
 	c.idleUntil = l.tick + int64(l.engine.FirstByte)
 	if l.engine.closeIdle.Load() {
 		c.idleUntil = l.tick + int64(min(l.engine.FirstByte, freshFor))
+	}
+}
+
+// refuse closes a connection that is counted already.
+func (l *loop) refuse(fd int, remote netip.AddrPort, s *listener) {
+	unix.Close(fd)
+	l.clients.Add(-1)
+	l.engine.sockets.Add(-1)
+	if s.admission != nil {
+		s.admission.Release(remote.Addr())
 	}
 }
 

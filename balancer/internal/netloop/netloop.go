@@ -138,7 +138,7 @@ type Loop interface {
 	Park(key any, c Conn, ttl time.Duration)
 	// Reuse takes the connection parked last under key, or nil.
 	Reuse(key any) Conn
-	// Post has fn run on this loop, soon. It may be called from anywhere.
+	// Post has fn run on this loop, soon. It may be called from anywhere; when the loop has ended, it does nothing.
 	Post(fn func())
 	// NewWaiter makes a place where code of this loop can wait to be woken.
 	NewWaiter() Waiter
