@@ -124,6 +124,7 @@ var table = []row{
 		pkg:     "internal/etcdtest",
 		outside: []string{"go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/server/v3/embed", "google.golang.org/grpc/...", zap},
 	},
+	{pkg: "internal/leaktest", outside: []string{"go.uber.org/goleak"}},
 	{pkg: "internal/archtest"},
 }
 

@@ -385,6 +385,16 @@ func unread(raw syscall.RawConn) (some bool) {
 	return some
 }
 
+// queued reports whether a connection waits to be accepted from a listener of package net.
+func queued(raw syscall.RawConn) bool {
+	fds := []unix.PollFd{{Events: unix.POLLIN}}
+	raw.Control(func(fd uintptr) {
+		fds[0].Fd = int32(fd)
+		unix.Poll(fds, 0)
+	})
+	return fds[0].Revents != 0
+}
+
 // Abort implements [Conn].
 func (c *conn) Abort() {
 	if c.fd >= 0 {

@@ -23,6 +23,7 @@ type goroutines struct {
 	closeIdle atomic.Bool
 	serving   atomic.Int64
 	sockets   atomic.Int64 // open
+	lent      atomic.Int64 // buffers
 	wg        sync.WaitGroup
 	ended     chan struct{} // closed when Run ends
 
@@ -101,6 +102,9 @@ func (e *goroutines) Lag() time.Duration { return 0 }
 // Answer has no loops to wait for.
 func (e *goroutines) Answer(context.Context) error { return nil }
 
+// Usage has no loops to wait for.
+func (e *goroutines) Usage() Usage { return Usage{Buffers: int(e.lent.Load())} }
+
 // full reports whether no more sockets may be opened, but for reserve of them.
 func (e *goroutines) full(reserve int) bool {
 	return e.Sockets > 0 && int(e.sockets.Load()) >= e.Sockets-reserve
@@ -116,19 +120,26 @@ type goListener struct {
 	done   chan struct{} // closed when nothing is accepted any more
 }
 
-// lastAccept is how long a listener that is being closed waits for another connection of the kernel's queue.
-const lastAccept = 5 * time.Millisecond
+// A listener that is being closed waits for another connection of the kernel's queue for lastAccept, where it cannot ask whether
+// there is one, and for all of them for lastAccepts.
+const (
+	lastAccept  = 5 * time.Millisecond
+	lastAccepts = time.Second
+)
 
 func (l *goListener) Addr() net.Addr { return l.net.Addr() }
 
 func (l *goListener) Close() error {
 	l.engine.mu.Lock()
+	_, open := l.engine.listeners[l]
 	delete(l.engine.listeners, l)
 	l.engine.mu.Unlock()
-	if l.closed.Swap(true) {
+	if !open {
 		return net.ErrClosed
 	}
-	if l.setDeadline(past) {
+	ends := l.setDeadline(past)
+	l.closed.Store(true) // from here on the deadline is that of the goroutine that accepts
+	if ends {
 		select {
 		case <-l.engine.running:
 			<-l.done
@@ -142,6 +153,16 @@ func (l *goListener) Close() error {
 func (l *goListener) setDeadline(t time.Time) bool {
 	d, ok := l.net.(interface{ SetDeadline(time.Time) error })
 	return ok && d.SetDeadline(t) == nil
+}
+
+// queued reports whether a connection may be waiting to be accepted.
+func (l *goListener) queued() bool {
+	if sc, ok := l.net.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil {
+			return queued(raw)
+		}
+	}
+	return true
 }
 
 func (e *goroutines) Listen(ln net.Listener, h Handler, a Admission) (Listener, error) {
@@ -163,13 +184,18 @@ func (e *goroutines) Listen(ln net.Listener, h Handler, a Admission) (Listener, 
 func (e *goroutines) accept(l *goListener, h Handler, a Admission) {
 	defer close(l.done)
 	<-e.running
-	for rest := longestQueue; rest > 0; {
+	var until time.Time // of a listener that is being closed
+	for {
 		for e.full(reserve(e.Sockets)) && !l.closed.Load() {
 			time.Sleep(Tick)
 		}
 		closed := l.closed.Load()
-		if closed { // take what is there already
-			if rest--; e.full(reserve(e.Sockets)/2) || !l.setDeadline(time.Now().Add(lastAccept)) {
+		if closed {
+			now := time.Now()
+			if until.IsZero() {
+				until = now.Add(lastAccepts)
+			}
+			if now.After(until) || e.full(reserve(e.Sockets)/2) || !l.queued() || !l.setDeadline(now.Add(lastAccept)) {
 				return
 			}
 		}
@@ -178,8 +204,8 @@ func (e *goroutines) accept(l *goListener, h Handler, a Admission) {
 		case err == nil:
 		case closed, errors.Is(err, net.ErrClosed):
 			return
-		case l.closed.Load():
-			continue // Close has woken it
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			continue // Close wakes it
 		default: // out of descriptors, most likely
 			time.Sleep(2 * Tick)
 			continue
@@ -236,10 +262,15 @@ var buffers = sync.Pool{New: func() any { return new([BufferSize]byte) }}
 
 func (s *shard) Index() int     { return s.index }
 func (s *shard) Now() time.Time { return time.Now() }
-func (s *shard) Buffer() []byte { return buffers.Get().(*[BufferSize]byte)[:] }
+
+func (s *shard) Buffer() []byte {
+	s.engine.lent.Add(1)
+	return buffers.Get().(*[BufferSize]byte)[:]
+}
 
 func (s *shard) Free(b []byte) {
 	if cap(b) == BufferSize {
+		s.engine.lent.Add(-1)
 		buffers.Put((*[BufferSize]byte)(b[:BufferSize]))
 	}
 }

@@ -110,6 +110,21 @@ func (e *loops) Answer(ctx context.Context) error {
 	return nil
 }
 
+// Usage implements [Engine].
+func (e *loops) Usage() (all Usage) {
+	for _, l := range e.all {
+		answer := make(chan Usage, 1)
+		l.post(func() { answer <- l.usage })
+		select {
+		case u := <-answer:
+			all.add(u)
+		case <-l.dead:
+			all.add(l.usage)
+		}
+	}
+	return all
+}
+
 // Listen gives the socket to one of the loops, which accepts for all: each new connection goes to the loop with the
 // fewest, so that the split does not depend on the kernel's hashing.
 func (e *loops) Listen(ln net.Listener, h Handler, a Admission) (Listener, error) {
@@ -182,12 +197,12 @@ type loop struct {
 
 	waiters  []*waiter // in Wait, in no order
 	pipes    spares[*pipe]
-	piping   int     // pipes in use
 	ready    []*coro // to be resumed in this round
 	later    []*coro // to be resumed in the next one
 	running  *coro
 	coros    spares[*coro]
 	buffers  spares[[]byte]
+	usage    Usage
 	stopping bool
 
 	clients atomic.Int64 // shared: open client connections, those on their way to this loop included
@@ -763,6 +778,7 @@ func (w *waiter) Wake(from Loop) {
 
 // Buffer implements [Loop].
 func (l *loop) Buffer() []byte {
+	l.usage.Buffers++
 	if b, ok := l.buffers.take(); ok {
 		return b
 	}
@@ -772,6 +788,7 @@ func (l *loop) Buffer() []byte {
 // Free implements [Loop].
 func (l *loop) Free(b []byte) {
 	if cap(b) == BufferSize {
+		l.usage.Buffers--
 		l.buffers.give(b[:BufferSize])
 	}
 }

@@ -19,3 +19,6 @@ func Splice(dst, src Conn, prefix []byte, n int64) (written int64, rerr, werr er
 func unacknowledged(syscall.RawConn) int { return -1 }
 
 func unread(syscall.RawConn) bool { return false }
+
+// queued is unknown: it may be.
+func queued(syscall.RawConn) bool { return true }

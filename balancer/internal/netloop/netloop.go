@@ -223,8 +223,24 @@ type Engine interface {
 	Lag() time.Duration
 	// Answer waits until every loop has come round once, or ctx ends: then one of them is stuck, or not run.
 	Answer(ctx context.Context) error
+	// Usage is what the loops have lent at present, and what they have done. It waits until every loop has come round, as
+	// Answer does, while Run runs; it may not be called before, nor on a loop.
+	Usage() Usage
 	// Name is Loops or Goroutines.
 	Name() string
+}
+
+// Usage is told by [Engine.Usage].
+type Usage struct {
+	Buffers int   // of [Loop.Buffer], not given back yet
+	Pipes   int   // of splices under way
+	Spliced int64 // bytes moved within the kernel since the beginning
+}
+
+func (u *Usage) add(o Usage) {
+	u.Buffers += o.Buffers
+	u.Pipes += o.Pipes
+	u.Spliced += o.Spliced
 }
 
 // New makes an engine.

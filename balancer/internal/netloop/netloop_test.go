@@ -21,10 +21,10 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/rota-lb/rota/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 type handlerFunc func(c Conn) time.Duration
 
@@ -68,7 +68,13 @@ func start(t *testing.T, o Options, h handlerFunc) *rig {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { r.Run(ctx); close(ended) }()
-	r.stop = sync.OnceFunc(func() { cancel(); <-ended })
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		<-ended
+		if u := r.Usage(); u.Buffers != 0 || u.Pipes != 0 {
+			t.Errorf("not given back: %+v", u)
+		}
+	})
 	t.Cleanup(r.stop)
 	if r.listener, err = r.Listen(ln, h, nil); err != nil {
 		t.Fatal(err)

@@ -63,8 +63,8 @@ func Splice(dst, src Conn, prefix []byte, n int64) (written int64, rerr, werr er
 		if p = l.pipe(); p == nil {
 			return 0, errors.ErrUnsupported, nil
 		}
-		l.piping++
-		defer func() { l.piping-- }()
+		l.usage.Pipes++
+		defer func() { l.usage.Pipes-- }()
 		held, rerr = s.fill(p, n)
 		if held == 0 && rerr == nil && s.readable { // what there is cannot be spliced, and there will be no edge
 			l.pipes.give(p)
@@ -91,6 +91,7 @@ func Splice(dst, src Conn, prefix []byte, n int64) (written int64, rerr, werr er
 			case 0:
 				held -= k
 				written += int64(k)
+				l.usage.Spliced += int64(k)
 				continue
 			case unix.EINTR:
 				continue
@@ -119,7 +120,7 @@ func (l *loop) pipe() *pipe {
 	if p, ok := l.pipes.take(); ok {
 		return p
 	}
-	if l.piping >= maxPipes {
+	if l.usage.Pipes >= maxPipes {
 		return nil
 	}
 	p, err := newPipe()

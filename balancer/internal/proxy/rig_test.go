@@ -18,16 +18,13 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/rota-lb/rota/balancer/internal/netloop"
 	"github.com/rota-lb/rota/balancer/internal/route"
 	"github.com/rota-lb/rota/balancer/pool"
+	"github.com/rota-lb/rota/internal/leaktest"
 )
 
-func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("runtime.goexit"))
-}
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // streaming are settings that hold no body.
 var streaming = Settings{Retries: route.Retries{Buffer: 1}}
@@ -53,6 +50,7 @@ type rig struct {
 	stop      func()            // ends the engine; again does nothing
 	done      func(rec *Record) // is told of a record too, on the loop, which stands still meanwhile; nil is nobody
 	mirror    string            // address of the one instance of the service "copies"
+	outgrown  int               // buffers that become too short for what goes into them, and are lost to their loop
 	firstByte time.Duration     // how long a new connection may stay silent; zero is the engine's default
 	sockets   int               // that may be open; zero is no bound
 
@@ -126,7 +124,13 @@ func startWith(t *testing.T, engine string, settings Settings, with func(r *rig)
 	if _, err := r.engine.Listen(ln, r.proxy, nil); err != nil {
 		t.Fatal(err)
 	}
-	r.stop = func() { cancel(); <-ended }
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		<-ended
+		if u := r.engine.Usage(); u.Buffers > r.outgrown || u.Pipes != 0 {
+			t.Errorf("not given back: %+v", u)
+		}
+	})
 	t.Cleanup(r.stop)
 	return r
 }
