@@ -254,8 +254,14 @@ func tlsOptions(t config.TLS) listen.TLSOptions {
 	return o
 }
 
-// Close closes the sockets of a balancer that is not run.
+// Close closes the sockets and files of a balancer that is not run.
 func (b *Balancer) Close() {
+	if b.engine != nil {
+		ended, end := context.WithCancel(context.Background())
+		end()
+		b.engine.Run(ended) // it gives back what it has at its end
+	}
+	b.access.Close()
 	for _, ln := range b.serving {
 		ln.Close()
 	}

@@ -24,9 +24,12 @@ import (
 
 	"github.com/rota-lb/rota/config"
 	"github.com/rota-lb/rota/internal/etcdtest"
+	"github.com/rota-lb/rota/internal/leaktest"
 	"github.com/rota-lb/rota/registry"
 	registryetcd "github.com/rota-lb/rota/registry/etcd"
 )
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 func eachEngine(t *testing.T, test func(t *testing.T, engine string)) {
 	for _, engine := range []string{"loops", "goroutines"} {
@@ -435,13 +438,13 @@ func TestStartWithoutEtcd(t *testing.T) {
 	if status, body := d.get("web", "/"); status != 503 || !strings.Contains(body, "not been loaded") {
 		t.Errorf("got %d %q", status, body)
 	}
-	if resp, err := client.Get(d.admin + "/readyz"); err != nil || resp.StatusCode != 503 {
-		t.Errorf("readyz: %v %v", resp, err)
+	if resp := must(t, client, "GET", d.admin+"/readyz", nil); resp.StatusCode != 503 {
+		t.Errorf("readyz: %v", resp)
 	}
 	etcd.Restart()
 	d.until("web", 200)
-	if resp, err := client.Get(d.admin + "/readyz"); err != nil || resp.StatusCode != 200 {
-		t.Errorf("readyz: %v %v", resp, err)
+	if resp := must(t, client, "GET", d.admin+"/readyz", nil); resp.StatusCode != 200 {
+		t.Errorf("readyz: %v", resp)
 	}
 }
 
@@ -573,14 +576,11 @@ func TestTelemetry(t *testing.T) {
 
 func TestAdminRefusesOtherHosts(t *testing.T) {
 	d := run(t, nil, func(c *config.Config) { c.Etcd.Disabled = true })
-	req, _ := http.NewRequest("GET", d.admin+"/api/v1/status", nil)
-	req.Host = "evil.example.com:9797"
-	resp, err := client.Do(req)
-	if err != nil || resp.StatusCode != http.StatusMisdirectedRequest {
-		t.Errorf("got %v, %v", resp, err)
+	if resp := must(t, client, "GET", d.admin+"/api/v1/status", nil, "Host", "evil.example.com:9797"); resp.StatusCode != http.StatusMisdirectedRequest {
+		t.Errorf("got %v", resp)
 	}
-	if resp, err := client.Post(d.admin+"/api/v1/status", "text/plain", nil); err != nil || resp.StatusCode < 400 {
-		t.Errorf("a write got %v, %v", resp, err)
+	if resp := must(t, client, "POST", d.admin+"/api/v1/status", nil, "Content-Type", "text/plain"); resp.StatusCode < 400 {
+		t.Errorf("a write got %v", resp)
 	}
 }
 

@@ -188,7 +188,18 @@ func (b *batch) keep(v []byte) []byte {
 	return b.text[n:len(b.text):len(b.text)]
 }
 
-// Run writes lines until ctx ends and the last ones are out.
+// Close closes the file of a log that is not run, if it goes to a [File].
+func (a *AccessLog) Close() error {
+	if a == nil {
+		return nil
+	}
+	if f, ok := a.to.(*File); ok {
+		return f.Close()
+	}
+	return nil
+}
+
+// Run writes lines until ctx ends and the last ones are out. Then it closes the file, if the log goes to a [File].
 func (a *AccessLog) Run(ctx context.Context) error {
 	if a == nil {
 		return nil
@@ -206,7 +217,7 @@ func (a *AccessLog) Run(ctx context.Context) error {
 	if f, ok := a.to.(interface{ Sync() error }); ok {
 		f.Sync()
 	}
-	return nil
+	return a.Close()
 }
 
 // writeFrom is how many bytes are written at a time, or a few more.

@@ -46,6 +46,13 @@ func (l *File) Write(b []byte) (int, error) {
 	return l.f.Write(b)
 }
 
+// Close implements io.Closer.
+func (l *File) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.f.Close()
+}
+
 // Sync implements zapcore.WriteSyncer.
 func (l *File) Sync() error {
 	l.mu.Lock()
