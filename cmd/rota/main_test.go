@@ -20,6 +20,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/rota-lb/rota/internal/etcdtest"
+	"github.com/rota-lb/rota/internal/leaktest"
 )
 
 // roleEnv makes the test binary something else than rota: what roles has under that name, which returns the exit status.
@@ -39,7 +40,7 @@ func TestMain(m *testing.M) {
 		}
 		main()
 	}
-	os.Exit(m.Run())
+	leaktest.Main(m)
 }
 
 // programArg makes the test binary what "rota register" runs.
