@@ -2,15 +2,19 @@ package balancer
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/zap"
+	zapobserver "go.uber.org/zap/zaptest/observer"
 
 	"github.com/rota-lb/rota/balancer/internal/admin"
 	"github.com/rota-lb/rota/config"
@@ -73,57 +77,111 @@ func TestOpenAPI(t *testing.T) {
 	}
 }
 
-// Every route but the probes asks for the token, wherever it is asked from; a foreign Host or Origin is refused.
+// Every route refuses a host that is not this daemon's, and pages of other origins, with the right token too; and every route but the
+// probes a token that is not right.
 func TestAdminAccess(t *testing.T) {
-	const token = "correct-horse-battery-staple"
-	file := filepath.Join(t.TempDir(), "token")
-	if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
+	const token, alice = "correct-horse-battery-staple", "alice-has-another-one"
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	log, logged := zapobserver.New(zap.WarnLevel)
+	d := runLogged(t, nil, zap.New(log), func(c *config.Config) {
+		c.Admin.TokenFile, c.Admin.Hosts = file("token", token), []string{"rota.example.com"}
+		c.Admin.Tokens = map[string]config.AdminToken{"alice": {TokenFile: file("alice", alice)}, "bob": {Token: "bob-has-yet-another-one"}}
+	})
+	open := run(t, nil, nil)
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(d.admin, "http://"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	d := run(t, nil, func(c *config.Config) { c.Admin.TokenFile = file })
-	open := run(t, nil, nil)
-	for _, path := range []string{"/nothing", "/debug/pprof/", "/debug/pprof/heap", "/api/v1/"} {
-		if status, _ := open.ask("GET", path, ""); status != 404 {
-			t.Errorf("%s: %d", path, status)
-		}
-		if status, _ := d.ask("GET", path, ""); status != 401 {
-			t.Errorf("%s without a token: %d", path, status)
-		}
+	const right = "Bearer " + token
+	type ask struct {
+		name   string
+		fields []string
+		want   int // zero is any answer that is no refusal
 	}
-	for _, r := range resources(t) {
+	asks := []ask{
+		{"right", []string{"Authorization", right}, 0},
+		{"alice", []string{"Authorization", "Bearer " + alice}, 0},
+		{"by a name of loopback", []string{"Authorization", right, "Host", "LOCALHOST:" + port}, 0},
+		{"by another address of loopback", []string{"Authorization", right, "Host", "[::1]:" + port}, 0},
+		{"by a configured name", []string{"Authorization", right, "Host", "Rota.example.com"}, 0},
+		{"by a configured name, through a proxy", []string{"Authorization", right, "Host", "rota.example.com", "Origin", "https://rota.example.com"}, 0},
+		{"from its own page", []string{"Authorization", right, "Origin", d.admin, "Sec-Fetch-Site", "same-origin"}, 0},
+		{"typed in", []string{"Authorization", right, "Sec-Fetch-Site", "none"}, 0},
+
+		{"no token", nil, 401},
+		{"a wrong one", []string{"Authorization", "Bearer wrong"}, 401},
+		{"half of it", []string{"Authorization", right[:16]}, 401},
+		{"more than it", []string{"Authorization", right + "x"}, 401},
+		{"another scheme", []string{"Authorization", "Basic " + token}, 401},
+		{"no scheme", []string{"Authorization", token}, 401},
+		{"an empty one", []string{"Authorization", "Bearer "}, 401},
+		{"the name of one", []string{"Authorization", "Bearer alice"}, 401},
+
+		{"by a foreign name", []string{"Authorization", right, "Host", "evil.example.com:" + port}, 421},
+		{"by a name below", []string{"Authorization", right, "Host", "x.rota.example.com"}, 421},
+		{"by a name above", []string{"Authorization", right, "Host", "localhost.example.com"}, 421},
+		{"by a foreign address", []string{"Authorization", right, "Host", "192.0.2.1:" + port}, 421},
+		{"by a number", []string{"Authorization", right, "Host", "2130706433"}, 421},
+
+		{"from a foreign page", []string{"Authorization", right, "Origin", "http://evil.example.com"}, 403},
+		{"from nowhere", []string{"Authorization", right, "Origin", "null"}, 403},
+		{"from another port", []string{"Authorization", right, "Origin", "http://127.0.0.1:1"}, 403},
+		{"from a look-alike", []string{"Authorization", right, "Origin", d.admin + ".evil.example.com"}, 403},
+		{"from another site", []string{"Authorization", right, "Sec-Fetch-Site", "cross-site"}, 403},
+		{"from another port, as browsers say", []string{"Authorization", right, "Sec-Fetch-Site", "same-site"}, 403},
+		{"followed from another site", []string{"Authorization", right, "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document"}, 403},
+		{"framed by another site", []string{"Authorization", right, "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "iframe"}, 403},
+	}
+	refusal := func(status int) bool { return status == 401 || status == 403 || status == 421 }
+	asked := map[int]int{} // refusals of d, by status
+	list := append(resources(t), [2]string{"GET", "/"}, [2]string{"GET", "/assets/dashboard.js"}, [2]string{"GET", "/nothing"}, [2]string{"GET", "/debug/pprof/heap"})
+	for _, r := range list {
 		method, path := r[0], r[1]
-		if path == "/livez" || path == "/readyz" {
-			if status, _ := d.ask(method, path, ""); status != 200 {
-				t.Errorf("%s: %d", path, status)
-			}
-			continue
-		}
-		for name, fields := range map[string][]string{
-			"no token": nil, "a wrong one": {"Authorization", "Bearer wrong"}, "half of it": {"Authorization", "Bearer " + token[:9]},
-			"another scheme": {"Authorization", "Basic " + token}, "an empty one": {"Authorization", "Bearer "},
-		} {
-			if status, body := d.ask(method, path, "", fields...); status != 401 || strings.Contains(body, token) {
-				t.Errorf("%s %s with %s: %d %s", method, path, name, status, body)
-			}
-		}
-		if status, _ := d.ask(method, path, "", "Authorization", "Bearer "+token); status == 401 {
-			t.Errorf("%s with the token: %d", path, status)
-		}
-		if status, _ := d.ask(method, path, "", "Authorization", "Bearer "+token, "Host", "rota.example.com"); status == 421 {
-			t.Errorf("%s with the token, by a name: %d", path, status)
-		}
-		if method != "GET" {
-			if status, _ := open.ask(method, path, "{}", "Origin", "http://evil.example.com"); status != 403 {
-				t.Errorf("%s %s without any token, from a page: %d", method, path, status)
-			}
-			for _, origin := range []string{"http://evil.example.com", "null", "http://127.0.0.1:1", "https://" + strings.TrimPrefix(d.admin, "http://") + ".evil.example.com"} {
-				if status, _ := d.ask(method, path, "{}", "Authorization", "Bearer "+token, "Origin", origin); status != 403 {
-					t.Errorf("%s %s from %s: %d", method, path, origin, status)
+		toAll := path == "/livez" || path == "/readyz" || path == "/" || strings.HasPrefix(path, "/assets/")
+		for _, a := range asks {
+			want, wantOpen := a.want, a.want
+			if a.want == 401 {
+				if wantOpen = 0; toAll {
+					want = 0
 				}
 			}
+			if path == "/" && a.name == "followed from another site" { // a link to the dashboard may be anywhere
+				want, wantOpen = 0, 0
+			}
+			status, body := d.ask(method, path, "{}", a.fields...)
+			if status != want && (want != 0 || refusal(status)) || strings.Contains(body, token) {
+				t.Errorf("%s %s, %s: %d %s", method, path, a.name, status, body)
+			}
+			asked[status]++
+			if strings.Contains(strings.ToLower(strings.Join(a.fields, " ")), "rota.example.com") || slices.Contains(a.fields, d.admin) {
+				continue // names that the other one does not have
+			}
+			if status, body = open.ask(method, path, "{}", a.fields...); status != wantOpen && (wantOpen != 0 || refusal(status)) {
+				t.Errorf("%s %s without any token, %s: %d %s", method, path, a.name, status, body)
+			}
 		}
-		if status, _ := open.ask(method, path, "", "Host", "rota.example.com"); status != 421 {
-			t.Errorf("%s without any token, by a name: %d", path, status)
+	}
+	_, text := d.ask("GET", "/metrics", "", "Authorization", right)
+	for why, status := range map[string]int{"token": 401, "origin": 403, "host": 421} {
+		if want := fmt.Sprintf("rota_admin_refused_total{reason=%q} %d\n", why, asked[status]); asked[status] == 0 || !strings.Contains(text, want) {
+			t.Errorf("no %s", want)
+		}
+	}
+	// One is logged at once, of the flood that follows one a second.
+	lines := logged.FilterMessage("a request of the admin API was refused").All()
+	if len(lines) == 0 || len(lines) > 1+int(time.Since(d.started)/time.Second) || lines[0].ContextMap()["why"] != "token" {
+		t.Errorf("%d lines: %v", len(lines), lines)
+	}
+	for _, l := range logged.All() {
+		if said := fmt.Sprint(l.Message, l.ContextMap()); strings.Contains(said, token) || strings.Contains(said, alice) {
+			t.Errorf("a token is logged: %s", said)
 		}
 	}
 }

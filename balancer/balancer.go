@@ -86,7 +86,8 @@ type Balancer struct {
 	guard    *proxy.Guard
 	admin    net.Listener // nil when off
 	networks []netip.Prefix
-	token    string // of the admin API
+	tokens   admin.Tokens // of the admin API
+	refused  pool.Counts[string]
 	access   *telemetry.AccessLog
 	journal  *journal.Journal
 	tracing  *tracing.Tracing // nil when it is off
@@ -127,9 +128,11 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 	if b.sockets = o.Sockets; b.sockets == nil {
 		b.sockets = new(listen.Sockets)
 	}
-	if b.token, err = cfg.Admin.ReadToken(); err != nil {
+	tokens, err := cfg.Admin.ReadTokens()
+	if err != nil {
 		return nil, err
 	}
+	b.tokens = admin.NewTokens(tokens)
 	if cfg.Admin.Address != "off" {
 		if b.admin, err = b.sockets.Bind(cfg.Admin.Address, 0); err != nil {
 			return nil, fmt.Errorf("admin: %w", err)
@@ -470,6 +473,15 @@ func (b *Balancer) open(ctx context.Context) {
 	}
 }
 
+// hosts are the names of the admin API: those that are configured, and the one that it was bound by.
+func (b *Balancer) hosts() []string {
+	host, _, err := net.SplitHostPort(b.config.Admin.Address)
+	if err != nil || host == "" {
+		return b.config.Admin.Hosts
+	}
+	return append([]string{host}, b.config.Admin.Hosts...)
+}
+
 func (b *Balancer) serveAdmin(ctx context.Context) {
 	var names []string
 	for _, a := range b.Addresses() {
@@ -478,7 +490,7 @@ func (b *Balancer) serveAdmin(ctx context.Context) {
 	api := &admin.API{
 		Control: b.control, Metrics: b.metrics, Version: b.options.Version, Started: b.started,
 		Ready: b.ready, Connections: b.engine.Connections, Engine: b.engine.Name(), Listeners: names,
-		Token: b.token, Request: readRequest, Ended: ctx.Done(), Unrouted: b.proxy.Unrouted(), Config: b.effective,
+		Tokens: b.tokens, Hosts: b.hosts(), Refused: &b.refused, Logger: b.options.Logger, Request: readRequest, Ended: ctx.Done(), Unrouted: b.proxy.Unrouted(), Config: b.effective,
 		Static: &b.config.Static, LogLevel: b.options.LogLevel, Journal: b.journal,
 	}
 	srv := &http.Server{

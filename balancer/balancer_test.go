@@ -48,6 +48,11 @@ type daemon struct {
 
 func run(t *testing.T, etcd *etcdtest.Server, change func(*config.Config)) *daemon {
 	t.Helper()
+	return runLogged(t, etcd, zaptest.NewLogger(t, zaptest.Level(zap.ErrorLevel)), change)
+}
+
+func runLogged(t *testing.T, etcd *etcdtest.Server, logger *zap.Logger, change func(*config.Config)) *daemon {
+	t.Helper()
 	cfg := config.Default()
 	cfg.Listeners = []config.Listener{{Address: "127.0.0.1:0", Protocol: "http"}}
 	cfg.Admin.Address = "127.0.0.1:0"
@@ -57,7 +62,7 @@ func run(t *testing.T, etcd *etcdtest.Server, change func(*config.Config)) *daem
 	if change != nil {
 		change(cfg)
 	}
-	o := Options{Logger: zaptest.NewLogger(t, zaptest.Level(zap.ErrorLevel)), Version: "test"}
+	o := Options{Logger: logger, Version: "test"}
 	if etcd != nil {
 		client, err := registryetcd.Connect(registryetcd.Options{Endpoints: etcd.Endpoints()})
 		if err != nil {

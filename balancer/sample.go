@@ -20,7 +20,7 @@ func (b *Balancer) sample() telemetry.Sample {
 		Config: telemetry.Config{
 			Good: b.reloads.good.Load(), Bad: b.reloads.bad.Load(), Failed: b.reloads.failed.Load(), Last: time.Unix(0, b.reloads.last.Load()),
 		},
-		Registry: b.registrySample(),
+		Registry: b.registrySample(), AdminRefused: named(&b.refused),
 	}
 	for i, l := range b.limits {
 		c := l.Counts()

@@ -1,8 +1,10 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -248,13 +250,35 @@ func (e Etcd) ReadPassword() (string, error) {
 	return readSecret(e.Password, "etcd.password_file", e.PasswordFile)
 }
 
-// ReadToken returns the token: Token, or the first line of TokenFile, or "".
-func (a Admin) ReadToken() (string, error) {
-	token, err := readSecret(a.Token, "admin.token_file", a.TokenFile)
-	if err == nil && token == "" && a.TokenFile != "" {
-		err = fmt.Errorf("admin.token_file: %s is empty", a.TokenFile)
+// ReadTokens returns the tokens by the names of who has them: each as it is given, or the first line of its file. The one that is
+// nobody's in particular is under ""; there may be none at all.
+func (a Admin) ReadTokens() (map[string]string, error) {
+	out, names := map[string]string{}, map[string]string{}
+	add := func(name, at string, t AdminToken) error {
+		token, err := readSecret(t.Token, at, t.TokenFile)
+		switch {
+		case err != nil:
+			return err
+		case token == "" && t.TokenFile != "":
+			return fmt.Errorf("%s: %s is empty", at, t.TokenFile)
+		case token == "":
+			return nil
+		}
+		if other, taken := names[token]; taken {
+			return fmt.Errorf("%s: it is the token of %s, too: who has done something would not be known", at, cmp.Or(other, "nobody in particular"))
+		}
+		out[name], names[token] = token, name
+		return nil
 	}
-	return token, err
+	if err := add("", "admin.token_file", AdminToken{a.Token, a.TokenFile}); err != nil {
+		return nil, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(a.Tokens)) {
+		if err := add(name, "admin.tokens."+name, a.Tokens[name]); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // readSecret returns a text, or the first line of a file, if one is named.

@@ -15,7 +15,7 @@ func TestYAML(t *testing.T) {
 		"minimal": "",
 		"secrets": `
 etcd: {username: u, password: canary-1}
-admin: {token: canary-2-canary-2-canary-2}
+admin: {token: canary-2-canary-2-canary-2, tokens: {alice: {token: canary-7-canary-7-canary-7}}}
 routes:
   - name: r
     host: "*.example.com"
@@ -37,7 +37,7 @@ services:
 			if bytes.Contains(out, []byte("canary")) {
 				t.Errorf("a secret is in\n%s", out)
 			}
-			if name == "secrets" && strings.Count(string(out), hidden) != 6 {
+			if name == "secrets" && strings.Count(string(out), hidden) != 7 {
 				t.Errorf("%d values are hidden in\n%s", strings.Count(string(out), hidden), out)
 			}
 			again, err := Parse(name, bytes.ReplaceAll(out, []byte(hidden), []byte("stand-in-for-a-secret-value")))

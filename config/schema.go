@@ -30,6 +30,7 @@ var constraints = map[string]map[string]any{
 	"engine":                       {"enum": engines},
 	"loops":                        {"minimum": 0, "maximum": maxLoops},
 	"log.level":                    {"enum": levels},
+	"admin.tokens":                 {"propertyNames": map[string]any{"pattern": adminName.String()}},
 	"etcd.prefix":                  {"pattern": prefixPath.String()},
 	"etcd.foreign":                 {"required": []string{"prefix"}},
 	"etcd.foreign.format":          {"enum": codec.Formats(), "default": string(codec.Auto)},

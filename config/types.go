@@ -149,6 +149,17 @@ type Admin struct {
 	// Token is what requests must show (Authorization: Bearer …), but for /livez and /readyz; TokenFile is read for it.
 	Token     string `yaml:"token" secret:"true"`
 	TokenFile string `yaml:"token_file"`
+	// Tokens are further ones, each by the name of who has it: that is who the record says has changed something.
+	Tokens map[string]AdminToken `yaml:"tokens"`
+	// Hosts are the names and addresses, without port, that requests may name as their host beside loopback ones and the address that
+	// they come in on.
+	Hosts []string `yaml:"hosts"`
+}
+
+// AdminToken is a token, or the file that it is read from.
+type AdminToken struct {
+	Token     string `yaml:"token" secret:"true"`
+	TokenFile string `yaml:"token_file"`
 }
 
 // Log says what is logged and how.

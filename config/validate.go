@@ -22,6 +22,7 @@ import (
 var (
 	serviceName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$`)
 	routeName   = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
+	adminName   = regexp.MustCompile(`^[A-Za-z0-9._@-]{1,64}$`)
 	dnsName     = regexp.MustCompile(`^[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?)*$`)
 	prefixPath  = regexp.MustCompile(`^(/[A-Za-z0-9._-]+)+$`)
 )
@@ -407,19 +408,37 @@ func (s *source) admin(a Admin) {
 		s.report("admin.address", problem, hint)
 		return
 	}
-	if a.Token != "" && a.TokenFile != "" {
-		s.report("admin.token_file", "token and token_file exclude each other", "keep token_file: it shows in no listing")
+	s.adminToken("admin", AdminToken{a.Token, a.TokenFile})
+	for _, name := range slices.Sorted(maps.Keys(a.Tokens)) {
+		at, t := "admin.tokens."+name, a.Tokens[name]
+		if !adminName.MatchString(name) {
+			s.reportKey(at, fmt.Sprintf("%q is not a name for the record", clip(name)), "use letters, digits and . _ @ -, at most 64")
+		}
+		if s.adminToken(at, t); t == (AdminToken{}) {
+			s.report(at, "there is no token", "name a token_file")
+		}
 	}
-	if a.Token != "" && len(a.Token) < leastToken {
-		s.report("admin.token", fmt.Sprintf("a token of %d characters can be guessed", len(a.Token)), "make one with: openssl rand -hex 32")
+	for i, host := range a.Hosts {
+		if _, err := netip.ParseAddr(host); err != nil && (len(host) > 253 || !dnsName.MatchString(host)) {
+			s.report(fmt.Sprintf("admin.hosts[%d]", i), fmt.Sprintf("%q is not a name or an address", clip(host)), "write it without scheme and port, as in rota.example.com")
+		}
 	}
 	host, port, _ := net.SplitHostPort(a.Address)
 	ip, err := netip.ParseAddr(host)
-	if host == "localhost" || err == nil && ip.Unmap().IsLoopback() || a.Token != "" || a.TokenFile != "" {
+	if host == "localhost" || err == nil && ip.Unmap().IsLoopback() || a.Token != "" || a.TokenFile != "" || len(a.Tokens) > 0 {
 		return
 	}
 	s.report("admin.address", fmt.Sprintf("admin address %q is not on loopback, and there is no token", a.Address),
 		fmt.Sprintf("write 127.0.0.1:%s, or off, or name a token_file", port))
+}
+
+func (s *source) adminToken(at string, t AdminToken) {
+	if t.Token != "" && t.TokenFile != "" {
+		s.report(at+".token_file", "token and token_file exclude each other", "keep token_file: it shows in no listing")
+	}
+	if t.Token != "" && len(t.Token) < leastToken {
+		s.report(at+".token", fmt.Sprintf("a token of %d characters can be guessed", len(t.Token)), "make one with: openssl rand -hex 32")
+	}
 }
 
 func loopback(host string) bool {

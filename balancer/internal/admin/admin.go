@@ -1,18 +1,15 @@
 // Package admin is the admin API: health, metrics, and what the control plane knows, as JSON.
 //
-// It is served on a loopback address, and answers only requests whose Host names one, so that a web page
-// cannot reach it through a name that was made to point here; or with a token, anywhere. Errors are problem documents (RFC 9457).
+// It answers only requests that name this daemon as their host and do not come from a page elsewhere; beyond loopback, it asks for a
+// token. Errors are problem documents (RFC 9457).
 package admin
 
 import (
 	"bytes"
 	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/hex"
 	"encoding/json"
-	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -33,9 +30,13 @@ type API struct {
 	Metrics *telemetry.Metrics
 	Version string
 	Started time.Time
-	// Token is what requests must show, but for /livez and /readyz; empty asks for none, and then only requests to a loopback
-	// host are answered.
-	Token string
+	// Tokens are what requests must show, but for /livez, /readyz and the page; none asks for none.
+	Tokens Tokens
+	// Hosts are names that requests may have as their host, beside those of loopback and the address that they come in on.
+	Hosts []string
+	// Refused counts the requests that were refused, by reason; Logger gets some of them.
+	Refused *pool.Counts[string]
+	Logger  *zap.Logger
 	// Ready reports whether the daemon takes traffic, and if not, or not fully, why.
 	Ready func() (ready bool, reasons []string)
 	// Connections is the number of open client connections and of those being served.
@@ -203,7 +204,7 @@ func (a *API) Handler() http.Handler {
 	open := map[string]bool{"/": true} // to anybody: they say nothing
 	for _, r := range a.resources() {
 		if r.writes() {
-			r.do = a.write(r.do)
+			r.do = bounded(r.do)
 		}
 		open[r.path] = r.probe
 		mux.HandleFunc(r.method+" "+r.path, r.do)
@@ -213,59 +214,15 @@ func (a *API) Handler() http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		problem(w, http.StatusNotFound, "no such resource; /api/v1/openapi.json lists them")
 	})
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("X-Content-Type-Options", "nosniff")
-		w.Header().Set("Cache-Control", "no-store")
-		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-		switch {
-		case a.Token == "" && !loopbackHost(r.Host):
-			problem(w, http.StatusMisdirectedRequest, "the admin API answers only to localhost and loopback addresses")
-		case a.Token != "" && !open[r.URL.Path] && !strings.HasPrefix(r.URL.Path, "/assets/") && !a.authorized(r):
-			w.Header().Set("WWW-Authenticate", "Bearer")
-			problem(w, http.StatusUnauthorized, "send the token: Authorization: Bearer …, or --token-file and ROTA_ADMIN_TOKEN of rota")
-		default:
-			mux.ServeHTTP(w, r)
-		}
-	})
+	return a.admit(func(path string) bool { return open[path] || strings.HasPrefix(path, "/assets/") }, mux)
 }
 
-// authorized reports whether a request has the token.
-func (a *API) authorized(r *http.Request) bool {
-	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	return ok && subtle.ConstantTimeCompare([]byte(token), []byte(a.Token)) == 1
-}
-
-// write lets a request through that changes something, unless a page of another origin has sent it.
-func (a *API) write(do http.HandlerFunc) http.HandlerFunc {
+// bounded bounds what is read of a body.
+func bounded(do http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if origin := r.Header.Get("Origin"); origin != "" && origin != "http://"+r.Host && origin != "https://"+r.Host {
-			problem(w, http.StatusForbidden, "writes are not taken from pages of other origins")
-			return
-		}
 		r.Body = http.MaxBytesReader(w, r.Body, 1<<20)
 		do(w, r)
 	}
-}
-
-// by is who has sent a request, for the record.
-func by(r *http.Request) string {
-	who := r.RemoteAddr
-	if r.Header.Get("Authorization") != "" {
-		who += " with the token"
-	}
-	return who
-}
-
-// loopbackHost reports whether a Host names this machine's loopback.
-func loopbackHost(host string) bool {
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
-	return err == nil && ip.IsLoopback()
 }
 
 func (a *API) livez(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("ok\n")) }

@@ -106,7 +106,7 @@ func OpenAPI() []byte {
 	out, err := json.MarshalIndent(map[string]any{
 		"openapi": "3.1.0",
 		"info": map[string]any{"title": "Rota admin API", "version": "1", "description": "Answers have an ETag; If-None-Match is heeded. " +
-			"Without a token only requests to a loopback host are answered; writes are not taken from pages of other origins."},
+			"Requests have to name as their host localhost, the address that they come in on, or one of admin.hosts; pages of other origins get no answer."},
 		"servers":  []any{map[string]any{"url": "http://127.0.0.1:9797"}},
 		"security": []any{map[string]any{"token": []any{}}, map[string]any{}},
 		"paths":    paths,

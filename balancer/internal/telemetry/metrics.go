@@ -78,6 +78,8 @@ var (
 	certificateEnd  = define(gauge, "certificate_not_after_timestamp_seconds", "When a listener's certificate ends.", "", "file", "names")
 	logDropped      = define(counter, "access_log_dropped_total", "Access log lines lost because the log was too slow, or full.", "")
 	spansDropped    = define(counter, "spans_dropped_total", "Spans lost because the collector was too slow.", "")
+	adminRefused    = define(counter, "admin_refused_total", "Requests of the admin API that were refused, by reason: token, host, origin.",
+		"Somebody tries, or Prometheus, the proxy before the API or a page is not set up right; the log names some.", "reason")
 
 	regConnected   = define(gauge, "registry_connected", "1 while the registry is in reach.", "0 changes nothing for requests: the last table serves.")
 	regSynced      = define(gauge, "registry_synced", "1 once a table was built from the registry.", "")
@@ -195,6 +197,9 @@ func (m *Metrics) Collect(to chan<- prometheus.Metric) {
 	ch.gauge(loopLag, s.Lag.Seconds())
 	ch.count(logDropped, s.AccessLogDropped)
 	ch.count(spansDropped, s.SpansDropped)
+	for _, n := range s.AdminRefused {
+		ch.count(adminRefused, n.N, n.Name)
+	}
 	for _, c := range s.Certificates {
 		ch.gauge(certificateEnd, float64(c.NotAfter.Unix()), c.File, c.Names)
 	}

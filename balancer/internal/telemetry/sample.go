@@ -15,6 +15,7 @@ type Sample struct {
 	Lag          time.Duration // how long what is ready waits for its loop
 	// AccessLogDropped and SpansDropped count lines and spans that were lost.
 	AccessLogDropped, SpansDropped uint64
+	AdminRefused                   []Named // requests of the admin API, by reason
 }
 
 // Histogram is a histogram with Prometheus' meaning of bounds: upper ones, inclusive, in seconds. Buckets has one more
