@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -418,5 +419,80 @@ func TestWriteRoute(t *testing.T) {
 	}
 	if status, body := d.ask("PUT", "/api/v1/loglevel", `{"level": "loud"}`); status != 400 {
 		t.Errorf("level: %d %s", status, body)
+	}
+}
+
+// Whatever is changed is on record, as an event and in the log, with who and from where; what was refused is not.
+func TestAudit(t *testing.T) {
+	etcd := etcdtest.Start(t)
+	log, logged := zapobserver.New(zap.InfoLevel)
+	d := runLogged(t, etcd, zap.New(log), func(c *config.Config) {
+		c.Admin.Token = "nobody-in-particular"
+		c.Admin.Tokens = map[string]config.AdminToken{"alice": {Token: "alice-has-another-one"}}
+	})
+	newFleet(t, etcd.Client(), "cart", 3)
+	as := func(token string) []string { return []string{"Authorization", "Bearer " + token} }
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if p := d.store.Load().Pool("cart"); p != nil && p.Len() == 3 {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal("instances missing")
+		}
+	}
+	const instance, policy, route = "/api/v1/services/cart/instances/0", "/api/v1/services/cart/policy", "/api/v1/routes/shop"
+	writes := []struct {
+		method, path, body    string
+		status                int
+		what, service, id, by string // what is empty for what changes nothing
+	}{
+		{"PATCH", instance, `{"drain":true}`, 204, "drained", "cart", "0", "alice"},
+		{"PATCH", instance, `{"drain":false}`, 204, "as it says itself", "cart", "0", "alice"},
+		{"PATCH", instance, `{"weight":7}`, 204, "weight 7", "cart", "0", "alice"},
+		{"PATCH", instance, `{"weight":10001}`, 422, "", "", "", "alice"},
+		{"PUT", policy, `{"balance":"p2c"}`, 204, "policy written", "cart", "", "alice"},
+		{"PUT", policy, `{"balance":"luck"}`, 422, "", "", "", "alice"},
+		{"DELETE", policy, "", 204, "policy deleted", "cart", "", "alice"},
+		{"PUT", route, `{"path":"/","service":"cart"}`, 204, "route shop written", "", "", "alice"},
+		{"DELETE", route, "", 204, "route shop deleted", "", "", ""},
+		{"POST", "/api/v1/services/cart/release", "", 200, "0 suspects given up", "cart", "", "alice"},
+		{"PUT", "/api/v1/loglevel", `{"level":"info"}`, 200, "log level info", "", "", "alice"},
+		{"PUT", "/api/v1/loglevel", `{"level":"info"}`, 401, "", "", "", "mallory"},
+	}
+	for _, w := range writes {
+		token := map[string]string{"alice": "alice-has-another-one", "": "nobody-in-particular"}[w.by]
+		if status, body := d.ask(w.method, w.path, w.body, as(token)...); status != w.status {
+			t.Errorf("%s %s %s: %d %s", w.method, w.path, w.body, status, body)
+		}
+	}
+	_, text := d.ask("GET", "/api/v1/events", "", as("nobody-in-particular")...)
+	var events []Event
+	if err := json.Unmarshal([]byte(text), &events); err != nil {
+		t.Fatal(err)
+	}
+	events = slices.DeleteFunc(events, func(e Event) bool { return e.Kind != "operator" })
+	lines := logged.FilterMessage("an operator has changed something").All()
+	for _, w := range writes {
+		if w.what == "" {
+			continue
+		}
+		if len(events) == 0 || len(lines) == 0 {
+			t.Fatalf("%s is not on record", w.what)
+		}
+		by := regexp.MustCompile(`^127\.0\.0\.1:\d+ with the token$`)
+		if w.by != "" {
+			by = regexp.MustCompile(`^` + w.by + ` from 127\.0\.0\.1:\d+$`)
+		}
+		e, l := events[0], lines[0].ContextMap()
+		events, lines = events[1:], lines[1:]
+		what, who, _ := strings.Cut(e.Text, ", by ")
+		if what != w.what || !by.MatchString(who) || e.Service != w.service || e.Instance != w.id || time.Since(e.At) > time.Minute {
+			t.Errorf("%s is on record as %+v", w.what, e)
+		}
+		if said, _ := l["by"].(string); l["what"] != w.what || !by.MatchString(said) || l["service"] != w.service || l["instance"] != w.id {
+			t.Errorf("%s is logged as %v", w.what, l)
+		}
+	}
+	if len(events)+len(lines) > 0 {
+		t.Errorf("on record as well: %v %v", events, lines)
 	}
 }
