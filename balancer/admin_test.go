@@ -1,6 +1,8 @@
 package balancer
 
 import (
+	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -494,5 +496,79 @@ func TestAudit(t *testing.T) {
 	}
 	if len(events)+len(lines) > 0 {
 		t.Errorf("on record as well: %v %v", events, lines)
+	}
+}
+
+// stream reads n events of text/event-stream, with the ids that a client resumes by.
+func (d *daemon) stream(n int, last string) (list []Event, ids []string) {
+	d.t.Helper()
+	ctx, stop := context.WithTimeout(d.t.Context(), 10*time.Second)
+	defer stop()
+	req, err := http.NewRequestWithContext(ctx, "GET", d.admin+"/api/v1/events", nil)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	req.Header.Set("Accept", "text/event-stream")
+	if last != "" {
+		req.Header.Set("Last-Event-ID", last)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	for lines := bufio.NewScanner(resp.Body); len(list) < n && lines.Scan(); {
+		if id, ok := strings.CutPrefix(lines.Text(), "id: "); ok {
+			ids = append(ids, id)
+		}
+		if data, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
+			var e Event
+			if err := json.Unmarshal([]byte(data), &e); err != nil {
+				d.t.Fatal(err)
+			}
+			list = append(list, e)
+		}
+	}
+	if len(list) != n || len(ids) != n {
+		d.t.Fatalf("%d events with %d ids, want %d", len(list), len(ids), n)
+	}
+	return list, ids
+}
+
+// A stream goes on after the event that its client had last; after another life of the daemon it begins anew, also when this one
+// has had as many events.
+func TestResumeEvents(t *testing.T) {
+	life := func(events int) *daemon {
+		d := run(t, nil, nil)
+		for i := range events {
+			d.control.Audit("test", "", "", fmt.Sprint(i))
+		}
+		return d
+	}
+	d := life(5)
+	list, ids := d.stream(5, "")
+	if list[4].Text != "4, by test" || list[4].ID != ids[4] {
+		t.Fatalf("%+v with %q", list, ids)
+	}
+	if list, _ := d.stream(3, ids[1]); list[0].Text != "2, by test" || list[2].Text != "4, by test" {
+		t.Errorf("after the second: %+v", list)
+	}
+	if err := d.stop(); err != nil {
+		t.Fatal(err)
+	}
+	d = life(8)
+	if list, _ := d.stream(8, ids[4]); list[0].Text != "0, by test" || list[7].Text != "7, by test" {
+		t.Errorf("in the next life: %+v", list)
+	}
+	for query, want := range map[string]int{"": 8, "?since=" + ids[4]: 8, "?since=6": 2, "?since=x": -1} {
+		var list []Event
+		status, body := d.ask("GET", "/api/v1/events"+query, "")
+		if want < 0 {
+			if status != 400 {
+				t.Errorf("%s: %d", query, status)
+			}
+		} else if err := json.Unmarshal([]byte(body), &list); err != nil || len(list) != want {
+			t.Errorf("%s: %d events, want %d (%v)", query, len(list), want, err)
+		}
 	}
 }

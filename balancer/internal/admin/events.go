@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -13,6 +14,8 @@ import (
 
 // Event is one of /api/v1/events: something that has happened to what the daemon knows.
 type Event struct {
+	// ID names it among the events of all lives of the daemon; Seq counts those of this one.
+	ID       string    `json:"id"`
 	Seq      uint64    `json:"seq"`
 	At       time.Time `json:"at"`
 	Kind     string    `json:"kind"`
@@ -31,9 +34,9 @@ const keepAlive = 15 * time.Second
 // events lists the latest events after "since", or Last-Event-ID; to who accepts text/event-stream it goes on telling them as
 // they come.
 func (a *API) events(w http.ResponseWriter, r *http.Request) {
-	since, err := number(r.URL.Query().Get("since"), r.Header.Get("Last-Event-ID"))
+	since, err := a.after(cmp.Or(r.URL.Query().Get("since"), r.Header.Get("Last-Event-ID")))
 	if err != nil {
-		problem(w, http.StatusBadRequest, "since: write the seq of an event")
+		problem(w, http.StatusBadRequest, "since: write the id of an event")
 		return
 	}
 	all := a.Control.Events()
@@ -41,7 +44,7 @@ func (a *API) events(w http.ResponseWriter, r *http.Request) {
 	if !strings.Contains(r.Header.Get("Accept"), "text/event-stream") {
 		out := make([]Event, 0, len(list))
 		for _, e := range list {
-			out = append(out, Event(e))
+			out = append(out, a.event(e))
 		}
 		reply(w, r, http.StatusOK, out)
 		return
@@ -52,7 +55,7 @@ func (a *API) events(w http.ResponseWriter, r *http.Request) {
 	defer tick.Stop()
 	for {
 		for _, e := range list {
-			if err := send(w, e); err != nil {
+			if err := send(w, a.event(e)); err != nil {
 				return
 			}
 			since = e.Seq
@@ -75,20 +78,36 @@ func (a *API) events(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func send(w http.ResponseWriter, e control.Event) error {
-	text, err := json.Marshal(Event(e))
+func send(w http.ResponseWriter, e Event) error {
+	text, err := json.Marshal(e)
 	if err == nil {
-		_, err = fmt.Fprintf(w, "id: %d\ndata: %s\n\n", e.Seq, text)
+		_, err = fmt.Fprintf(w, "id: %s\ndata: %s\n\n", e.ID, text)
 	}
 	return err
 }
 
-// number is the first of the texts that is one; zero if all are empty.
-func number(texts ...string) (uint64, error) {
-	for _, t := range texts {
-		if t != "" {
-			return strconv.ParseUint(t, 10, 64)
-		}
+func (a *API) event(e control.Event) Event {
+	return Event{
+		ID: a.life() + "-" + strconv.FormatUint(e.Seq, 10), Seq: e.Seq, At: e.At, Kind: e.Kind, Service: e.Service, Instance: e.Instance, Address: e.Address,
+		From: e.From, To: e.To, Text: e.Text, Revision: e.Revision,
 	}
-	return 0, nil
+}
+
+// life tells the events of this life of the daemon from those of others.
+func (a *API) life() string { return strconv.FormatInt(a.Started.UnixNano(), 36) }
+
+// after is the seq that an id stands for. Nothing, and an id of another life, stand for the beginning; a seq alone is taken for one
+// of this life.
+func (a *API) after(id string) (uint64, error) {
+	if id == "" {
+		return 0, nil
+	}
+	life, seq, ok := strings.Cut(id, "-")
+	switch {
+	case !ok:
+		seq = id
+	case life != a.life():
+		return 0, nil
+	}
+	return strconv.ParseUint(seq, 10, 64)
 }

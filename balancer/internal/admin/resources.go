@@ -50,7 +50,7 @@ func (a *API) resources() []resource {
 			{"service", "only this one, with its endpoints"},
 		}},
 		{method: "GET", path: "/api/v1/events", summary: "What has happened; as text/event-stream also what happens, resumed by Last-Event-ID", out: []Event{}, do: a.events, query: []param{
-			{"since", "the seq of an event: only those after it"},
+			{"since", "the id of an event: only those after it; all, if it is of another life of the daemon"},
 		}},
 		{method: "GET", path: "/api/v1/config", summary: "The configuration in effect, secrets hidden", out: Config{}, do: a.config},
 		{method: "GET", path: "/api/v1/loglevel", summary: "The level of the event log", out: Level{}, do: a.level},
