@@ -152,7 +152,7 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 		return nil, err
 	}
 	b.journal = journal.New(cfg.Loops)
-	if b.tracing, err = tracing.New(context.Background(), o.Version); err != nil {
+	if b.tracing, err = tracing.New(context.Background(), o.Version, o.Logger.Named("tracing")); err != nil {
 		return nil, fmt.Errorf("tracing: %w", err)
 	}
 	if b.access, err = accessLog(cfg); err != nil {

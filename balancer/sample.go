@@ -16,12 +16,13 @@ import (
 // sample collects the figures for a scrape.
 func (b *Balancer) sample() telemetry.Sample {
 	s := telemetry.Sample{
-		AccessLogDropped: b.access.Dropped(), SpansDropped: b.tracing.Dropped(), Tunnels: b.proxy.Tunnels(), Shedding: b.guard.Shedding(), Lag: b.engine.Lag(),
+		AccessLogDropped: b.access.Dropped(), Tunnels: b.proxy.Tunnels(), Shedding: b.guard.Shedding(), Lag: b.engine.Lag(),
 		Config: telemetry.Config{
 			Good: b.reloads.good.Load(), Bad: b.reloads.bad.Load(), Failed: b.reloads.failed.Load(), Last: time.Unix(0, b.reloads.last.Load()),
 		},
 		Registry: b.registrySample(), AdminRefused: named(&b.refused),
 	}
+	s.SpansSlow, s.SpansFailed = b.tracing.Dropped()
 	for i, l := range b.limits {
 		c := l.Counts()
 		s.Listeners = append(s.Listeners, telemetry.Listener{Address: b.listener(i), Open: c.Open, Accepted: c.Accepted, Refused: c.Refused})

@@ -93,7 +93,7 @@ var table = []row{
 	{pkg: "balancer/internal/telemetry", outside: []string{zap, "github.com/prometheus/client_golang/...", "github.com/prometheus/client_model/go", "google.golang.org/protobuf/..."}},
 	{pkg: "balancer/internal/journal"},
 	{pkg: "balancer/internal/admin/dashboard"},
-	{pkg: "balancer/internal/tracing", outside: []string{"go.opentelemetry.io/otel/..."}},
+	{pkg: "balancer/internal/tracing", outside: []string{"go.opentelemetry.io/otel/...", zap}},
 	{
 		pkg:     "balancer/internal/admin",
 		module:  []string{"config", "balancer/internal/control", "balancer/internal/route", "balancer/pool", "balancer/internal/admin/dashboard", "balancer/internal/journal", "balancer/internal/telemetry"},

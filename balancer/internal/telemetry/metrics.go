@@ -77,8 +77,9 @@ var (
 	loopLag         = define(gauge, "loop_lag_seconds", "How long what is ready waits for its loop, at most.", "Rises when the CPU is not enough.")
 	certificateEnd  = define(gauge, "certificate_not_after_timestamp_seconds", "When a listener's certificate ends.", "", "file", "names")
 	logDropped      = define(counter, "access_log_dropped_total", "Access log lines lost because the log was too slow, or full.", "")
-	spansDropped    = define(counter, "spans_dropped_total", "Spans lost because the collector was too slow.", "")
-	adminRefused    = define(counter, "admin_refused_total", "Requests of the admin API that were refused, by reason: token, host, origin.",
+	spansDropped    = define(counter, "spans_dropped_total", "Spans lost, by reason: slow when the collector was slower than the traffic, failed when they could not be sent.",
+		"The log says why they could not be sent.", "reason")
+	adminRefused = define(counter, "admin_refused_total", "Requests of the admin API that were refused, by reason: token, host, origin.",
 		"Somebody tries, or Prometheus, the proxy before the API or a page is not set up right; the log names some.", "reason")
 
 	regConnected   = define(gauge, "registry_connected", "1 while the registry is in reach.", "0 changes nothing for requests: the last table serves.")
@@ -196,7 +197,8 @@ func (m *Metrics) Collect(to chan<- prometheus.Metric) {
 	ch.gauge(shedding, truth(s.Shedding))
 	ch.gauge(loopLag, s.Lag.Seconds())
 	ch.count(logDropped, s.AccessLogDropped)
-	ch.count(spansDropped, s.SpansDropped)
+	ch.count(spansDropped, s.SpansSlow, "slow")
+	ch.count(spansDropped, s.SpansFailed, "failed")
 	for _, n := range s.AdminRefused {
 		ch.count(adminRefused, n.N, n.Name)
 	}

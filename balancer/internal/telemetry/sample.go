@@ -13,9 +13,10 @@ type Sample struct {
 	Tunnels      int
 	Shedding     bool
 	Lag          time.Duration // how long what is ready waits for its loop
-	// AccessLogDropped and SpansDropped count lines and spans that were lost.
-	AccessLogDropped, SpansDropped uint64
-	AdminRefused                   []Named // requests of the admin API, by reason
+	// AccessLogDropped counts lines that were lost; SpansSlow and SpansFailed spans: because the collector was too slow, and because
+	// they could not be sent.
+	AccessLogDropped, SpansSlow, SpansFailed uint64
+	AdminRefused                             []Named // requests of the admin API, by reason
 }
 
 // Histogram is a histogram with Prometheus' meaning of bounds: upper ones, inclusive, in seconds. Buckets has one more

@@ -6,7 +6,8 @@
 // (parentbased_always_on); OTEL_BSP_*; OTEL_TRACES_EXPORTER=none and OTEL_SDK_DISABLED=true switch it off.
 //
 // Whether an exchange is traced is decided before it, on its loop; its spans are made after it, by one goroutine. When the collector is
-// slower than the traffic, spans are lost and counted. A request never waits.
+// slower than the traffic, or not there, spans are lost and counted, and the log says so now and then. A request never waits, and the
+// end of the daemon not long.
 package tracing
 
 import (
@@ -28,6 +29,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
+	"go.uber.org/zap"
 )
 
 // The ids of a trace and of its spans.
@@ -70,11 +72,13 @@ type Tracing struct {
 	ids      *given
 	sampler  sampler
 	queue    chan Exchange
-	dropped  atomic.Uint64
+	dropped  atomic.Uint64 // spans that were never made
+	exporter *exporter
 }
 
-// New sets tracing up as the environment says; nil when that names no collector. An error names the variable that is wrong.
-func New(ctx context.Context, version string) (*Tracing, error) {
+// New sets tracing up as the environment says; nil when that names no collector. An error names the variable that is wrong. logger is
+// told when spans cannot be sent.
+func New(ctx context.Context, version string, logger *zap.Logger) (*Tracing, error) {
 	endpoint := os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") + os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT")
 	switch exporter := os.Getenv("OTEL_TRACES_EXPORTER"); {
 	case strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true"), exporter == "none", exporter == "" && endpoint == "":
@@ -99,7 +103,7 @@ func New(ctx context.Context, version string) (*Tracing, error) {
 	default:
 		return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL=%s: use http/protobuf or grpc", protocol)
 	}
-	exporter, err := otlptrace.New(ctx, client)
+	otlp, err := otlptrace.New(ctx, client)
 	if err != nil {
 		return nil, fmt.Errorf("OTEL_EXPORTER_OTLP_ENDPOINT: %w", err)
 	}
@@ -109,9 +113,9 @@ func New(ctx context.Context, version string) (*Tracing, error) {
 	if err != nil {
 		return nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
-	t := &Tracing{ids: &given{}, sampler: s, queue: make(chan Exchange, queued)}
+	t := &Tracing{ids: &given{}, sampler: s, queue: make(chan Exchange, queued), exporter: newExporter(otlp, logger)}
 	t.provider = sdk.NewTracerProvider(sdk.WithResource(about), sdk.WithIDGenerator(t.ids), sdk.WithSampler(sdk.AlwaysSample()),
-		sdk.WithBatcher(exporter, sdk.WithBlocking())) // the queue is where spans are lost, and counted
+		sdk.WithBatcher(t.exporter, sdk.WithBlocking())) // the queue is where spans are lost, and counted
 	t.tracer = t.provider.Tracer("rota", trace.WithInstrumentationVersion(version))
 	return t, nil
 }
@@ -126,41 +130,52 @@ func (t *Tracing) Add(x Exchange) {
 	select {
 	case t.queue <- x:
 	default:
-		t.dropped.Add(1)
+		t.lose(&x)
 	}
 }
 
-// Dropped is the number of exchanges whose spans were lost.
-func (t *Tracing) Dropped() uint64 {
+// lose counts the spans of an exchange that are not made.
+func (t *Tracing) lose(x *Exchange) { t.dropped.Add(uint64(1 + len(x.Attempts))) }
+
+// Dropped is the number of spans that were lost: because the collector is slower than the traffic, and because it could not be sent
+// them.
+func (t *Tracing) Dropped() (slow, failed uint64) {
 	if t == nil {
-		return 0
+		return 0, 0
 	}
-	return t.dropped.Load()
+	return t.dropped.Load(), t.exporter.lost.Load()
 }
 
-// flushFor is how long the last spans may take to be sent.
-const flushFor = 2 * time.Second
+const (
+	// flushFor is how long the last spans may take to be sent.
+	flushFor = 2 * time.Second
+	// endFor is how long after that there may still be something to be counted.
+	endFor = time.Second
+)
 
 // Run makes spans until ctx ends and the last ones are sent, or cannot be.
 func (t *Tracing) Run(ctx context.Context) {
 	if t == nil {
 		return
 	}
-	for {
+	// From the end of ctx on what is being sent has its time, too: making spans may be waiting for it.
+	context.AfterFunc(ctx, func() { time.AfterFunc(flushFor, t.exporter.giveUp) })
+	for ctx.Err() == nil {
 		select {
 		case x := <-t.queue:
 			t.spans(&x)
-			continue
 		case <-ctx.Done():
 		}
-		break
 	}
-	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushFor)
+	for len(t.queue) > 0 {
+		if x := <-t.queue; t.exporter.sending.Err() == nil {
+			t.spans(&x)
+		} else {
+			t.lose(&x)
+		}
+	}
+	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushFor+endFor)
 	defer cancel()
-	for len(t.queue) > 0 && short.Err() == nil {
-		x := <-t.queue
-		t.spans(&x)
-	}
 	t.provider.Shutdown(short)
 }
 

@@ -2,9 +2,21 @@ package tracing
 
 import (
 	"context"
+	"io"
 	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"go.opentelemetry.io/otel"
+	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+	"google.golang.org/protobuf/proto"
 )
 
 func TestSampler(t *testing.T) {
@@ -69,12 +81,12 @@ func TestSwitchedOff(t *testing.T) {
 				t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
 			}
 			t.Setenv(env[0], env[1])
-			on, err := New(t.Context(), "test")
+			on, err := New(t.Context(), "test", zap.NewNop())
 			if on != nil || err != nil {
 				t.Errorf("%v %v", on, err)
 			}
 			on.Run(context.Background())
-			if on.Dropped() != 0 {
+			if slow, failed := on.Dropped(); slow+failed != 0 {
 				t.Error("something was dropped")
 			}
 		})
@@ -83,9 +95,107 @@ func TestSwitchedOff(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
 			t.Setenv(env[0], env[1])
-			if _, err := New(t.Context(), "test"); err == nil || !strings.Contains(err.Error(), env[0]+"="+env[1]) {
+			if _, err := New(t.Context(), "test", zap.NewNop()); err == nil || !strings.Contains(err.Error(), env[0]+"="+env[1]) {
 				t.Errorf("%v", err)
 			}
 		})
+	}
+}
+
+// A collector that does not answer, is not there, or takes its time, holds nobody up: neither those who hand exchanges over nor the
+// end. Every span has arrived or is counted as lost, and the log says so once.
+func TestBadCollector(t *testing.T) {
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { t.Errorf("the SDK writes to standard error: %v", err) }))
+	t.Cleanup(func() { otel.SetErrorHandler(otel.ErrorHandlerFunc(func(error) {})) })
+	listen := func(t *testing.T) net.Listener {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { ln.Close() })
+		return ln
+	}
+	for name, c := range map[string]struct {
+		collector func(t *testing.T, arrived *atomic.Uint64) (address string)
+		works     bool
+	}{
+		"hanging": {collector: func(t *testing.T, _ *atomic.Uint64) string {
+			return listen(t).Addr().String() // the kernel accepts, and nobody reads
+		}},
+		"refusing": {collector: func(t *testing.T, _ *atomic.Uint64) string {
+			ln := listen(t)
+			ln.Close()
+			return ln.Addr().String()
+		}},
+		"failing": {collector: func(t *testing.T, _ *atomic.Uint64) string {
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }))
+			t.Cleanup(s.Close)
+			return s.Listener.Addr().String()
+		}},
+		"slow": {works: true, collector: func(t *testing.T, arrived *atomic.Uint64) string {
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				body, err := io.ReadAll(r.Body)
+				var req collector.ExportTraceServiceRequest
+				if err != nil || proto.Unmarshal(body, &req) != nil {
+					t.Errorf("an unreadable batch: %v", err)
+					return
+				}
+				time.Sleep(200 * time.Millisecond)
+				for _, rs := range req.ResourceSpans {
+					for _, ss := range rs.ScopeSpans {
+						arrived.Add(uint64(len(ss.Spans)))
+					}
+				}
+				w.Header().Set("Content-Type", "application/x-protobuf")
+			}))
+			t.Cleanup(s.Close)
+			return s.Listener.Addr().String()
+		}},
+	} {
+		for _, protocol := range []string{"http/protobuf", "grpc"} {
+			if protocol == "grpc" && (name == "slow" || name == "failing") {
+				continue // they speak HTTP
+			}
+			t.Run(name+" "+protocol, func(t *testing.T) {
+				var arrived atomic.Uint64
+				t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://"+c.collector(t, &arrived))
+				t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+				t.Setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "120000")
+				t.Setenv("OTEL_BSP_EXPORT_TIMEOUT", "120000")
+				log, logged := observer.New(zap.InfoLevel)
+				on, err := New(t.Context(), "test", zap.New(log))
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, end := context.WithCancel(t.Context())
+				ended := make(chan struct{})
+				go func() { on.Run(ctx); close(ended) }()
+				const exchanges = 3 * queued // more than all queues together hold
+				for i := range exchanges {
+					on.Add(Exchange{
+						Trace: TraceID{1, byte(i >> 8), byte(i)}, Span: SpanID{2, byte(i >> 8), byte(i)}, Start: time.Now(), Method: "GET",
+						Attempts: []Attempt{{Span: SpanID{3, byte(i >> 8), byte(i)}, Upstream: "10.0.0.1:80"}},
+					})
+				}
+				// The end comes while a batch is being sent.
+				for deadline := time.Now().Add(10 * time.Second); len(on.queue) == queued && time.Now().Before(deadline); {
+					time.Sleep(time.Millisecond)
+				}
+				end()
+				select {
+				case <-ended:
+				case <-time.After(time.Minute): // half of what a batch may take
+					t.Fatal("it does not end")
+				}
+				slow, failed := on.Dropped()
+				if got := arrived.Load(); got+slow+failed < 2*exchanges || !c.works && (got > 0 || got+slow+failed > 2*exchanges) || c.works && got == 0 {
+					t.Errorf("%d spans have arrived, %d were lost for slowness and %d for failure; there were %d", got, slow, failed, 2*exchanges)
+				}
+				complaints := logged.FilterMessage("spans could not be sent and are lost").Len()
+				if complaints > 1 || complaints == 0 && !c.works {
+					t.Errorf("logged: %v", logged.All())
+				}
+			})
+		}
 	}
 }
