@@ -91,6 +91,7 @@ type Balancer struct {
 	access   *telemetry.AccessLog
 	journal  *journal.Journal
 	tracing  *tracing.Tracing // nil when it is off
+	redact   telemetry.Redactor
 	metrics  *telemetry.Metrics
 	hurry    chan struct{}
 	hurried  sync.Once
@@ -155,7 +156,8 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 	if b.tracing, err = tracing.New(context.Background(), o.Version, o.Logger.Named("tracing")); err != nil {
 		return nil, fmt.Errorf("tracing: %w", err)
 	}
-	if b.access, err = accessLog(cfg); err != nil {
+	b.redact.Set(cfg.Log.Redact)
+	if b.access, err = b.accessLog(cfg); err != nil {
 		return nil, err
 	}
 	if b.networks, _, err = config.Networks(cfg.InstanceNetworks); err != nil {
@@ -168,7 +170,7 @@ func New(cfg *config.Config, o Options) (_ *Balancer, err error) {
 		Departed: func(s *pool.Service) { b.proxy.Forget(s) },
 		Snapshot: cfg.Snapshot.Path, Prefix: cmp.Or(cfg.Etcd.Prefix, registry.DefaultPrefix),
 	}, cfg.Dynamic)
-	b.proxy = proxy.New(&b.store, settings(cfg.Dynamic), observer{b.access, b.journal, b.tracing, b.control})
+	b.proxy = proxy.New(&b.store, settings(cfg.Dynamic), observer{b.access, b.journal, b.tracing, b.control, &b.redact})
 	b.guard = &proxy.Guard{Lag: cfg.Limits.ShedAfter(), Memory: int64(cfg.Limits.Memory), Waiting: b.engine.Lag}
 	if b.guard.Memory == 0 {
 		b.guard.Memory = proxy.MemoryLimit()
@@ -294,7 +296,7 @@ func settings(d config.Dynamic) proxy.Settings {
 }
 
 // accessLog opens the access log; nil when it is off.
-func accessLog(cfg *config.Config) (*telemetry.AccessLog, error) {
+func (b *Balancer) accessLog(cfg *config.Config) (*telemetry.AccessLog, error) {
 	var out io.Writer
 	switch cfg.Log.Access {
 	case "off":
@@ -310,7 +312,7 @@ func accessLog(cfg *config.Config) (*telemetry.AccessLog, error) {
 		}
 		out = f
 	}
-	log, err := telemetry.NewAccessLog(out, cfg.Loops, accessOptions(&cfg.Log))
+	log, err := telemetry.NewAccessLog(out, cfg.Loops, b.accessOptions(&cfg.Log))
 	if err != nil {
 		return nil, fmt.Errorf("log.format: %w", err)
 	}
@@ -318,8 +320,8 @@ func accessLog(cfg *config.Config) (*telemetry.AccessLog, error) {
 }
 
 // accessOptions are what the access log wants to know of a configuration that is valid.
-func accessOptions(l *config.Log) telemetry.AccessOptions {
-	o := telemetry.AccessOptions{Format: l.Format, Redact: l.Redact}
+func (b *Balancer) accessOptions(l *config.Log) telemetry.AccessOptions {
+	o := telemetry.AccessOptions{Format: l.Format, Redact: &b.redact}
 	o.Filter = telemetry.Filter{MinDuration: l.Filter.MinDuration, Retried: l.Filter.Retried, Failed: l.Filter.Failed}
 	for _, text := range l.Filter.Status {
 		if r, err := config.ParseStatus(text); err == nil {
@@ -374,7 +376,8 @@ func (b *Balancer) Reload(ctx context.Context, d config.Dynamic) {
 	b.reloads.failed.Store(false)
 	b.reloads.last.Store(time.Now().UnixNano())
 	b.proxy.SetSettings(settings(d))
-	if err := b.access.Set(accessOptions(&d.Log)); err != nil { // validation lets nothing through that is none
+	b.redact.Set(d.Log.Redact)
+	if err := b.access.Set(b.accessOptions(&d.Log)); err != nil { // validation lets nothing through that is none
 		b.options.Logger.Error("the access log goes on as it was", zap.Error(err))
 	}
 	b.control.Reload(ctx, d)

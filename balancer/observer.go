@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"bytes"
 	"encoding/hex"
 
 	"github.com/rota-lb/rota/balancer/internal/control"
@@ -18,6 +19,7 @@ type observer struct {
 	journal *journal.Journal
 	tracing *tracing.Tracing
 	control *control.Controller
+	redact  *telemetry.Redactor
 }
 
 func (o observer) Refused(e *pool.Endpoint, reset bool) { o.control.Refused(e, reset) }
@@ -27,7 +29,7 @@ func (o observer) Failing(e *pool.Endpoint) { o.control.Failing(e) }
 func (o observer) Done(r *proxy.Record) {
 	o.remember(r)
 	if r.Trace != nil {
-		o.tracing.Add(traced(r))
+		o.tracing.Add(o.traced(r))
 	}
 	if o.log == nil {
 		return
@@ -61,12 +63,12 @@ func (o observer) remember(r *proxy.Record) {
 		return
 	}
 	e := journal.Entry{
-		At: r.Start, ID: string(r.ID), Method: string(r.Method), Host: string(r.Host), Path: string(r.Path), Query: string(telemetry.Redact(r.Query)),
+		At: r.Start, ID: string(r.ID), Method: string(r.Method), Host: string(r.Host), Path: string(r.Path), Query: string(o.redact.Query(r.Query)),
 		Status: r.Status, UpstreamStatus: r.UpstreamStatus, Reason: string(r.Reason), Attempts: r.Attempts,
 		Duration: r.Duration, UpstreamTook: r.Upstream, Revision: r.Table.Revision, Sampled: sampled,
 	}
 	if sampled && r.Head != nil {
-		e.Fields = fields(r.Head)
+		e.Fields = o.fields(r.Head)
 	}
 	if r.Client.IsValid() {
 		e.Client = r.Client.Addr().String()
@@ -83,10 +85,10 @@ func (o observer) remember(r *proxy.Record) {
 	o.journal.Add(r.Loop, e, notable)
 }
 
-// fields keeps what a replay may ask about.
-func fields(r *http1.Request) (f journal.Fields) {
+// fields keeps what a replay may ask about. Fields hold secrets by their names, or as a Referer does, within a URL.
+func (o observer) fields(r *http1.Request) (f journal.Fields) {
 	for name, value := range r.All {
-		if telemetry.Secret(name) {
+		if o.redact.Secret(name) || !bytes.Equal(o.redact.Query(value), value) {
 			f = f.Hide(name)
 		} else {
 			f = f.Add(name, value)
@@ -96,10 +98,10 @@ func fields(r *http1.Request) (f journal.Fields) {
 }
 
 // traced is what spans are made of, of an exchange that is traced.
-func traced(r *proxy.Record) tracing.Exchange {
+func (o observer) traced(r *proxy.Record) tracing.Exchange {
 	x := tracing.Exchange{
 		Trace: tracing.TraceID(r.Trace.ID), Parent: tracing.SpanID(r.Trace.Parent), Span: tracing.SpanID(r.Trace.Span), Start: r.Start, Duration: r.Duration,
-		Method: string(r.Method), Host: string(r.Host), Path: string(r.Path), Query: string(telemetry.Redact(r.Query)), Scheme: "http",
+		Method: string(r.Method), Host: string(r.Host), Path: string(r.Path), Query: string(o.redact.Query(r.Query)), Scheme: "http",
 		UserAgent: string(r.UserAgent), Minor: r.Minor, Status: r.Status, Reason: string(r.Reason), ID: string(r.ID), Revision: r.Table.Revision,
 	}
 	if r.TLS {

@@ -1,6 +1,9 @@
 package balancer
 
 import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -79,5 +82,73 @@ func TestListenerMetrics(t *testing.T) {
 		if want := `rota_open_connections{listener="` + a.String() + `"} 0`; !strings.Contains(text, want) {
 			t.Errorf("no %s", want)
 		}
+	}
+}
+
+// What an operator has named is written down nowhere: not in the log, nor in spans, nor in what is remembered of requests; beside the
+// usual names, and from a reload on.
+func TestRedaction(t *testing.T) {
+	r := &receiver{}
+	s := httptest.NewServer(r)
+	t.Cleanup(s.Close)
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", s.URL)
+	file := filepath.Join(t.TempDir(), "access.log")
+	d := run(t, nil, func(c *config.Config) {
+		c.Etcd.Disabled, c.Log.Access, c.Log.Redact = true, file, []string{"card_number"}
+		c.Services = map[string]config.Service{"web": {Instances: []config.StaticInstance{{Address: backend(t, "hello")}}}}
+	})
+	ask := func(id, path string) {
+		t.Helper()
+		req, err := http.NewRequest("GET", d.url+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = "web.localhost"
+		req.Header = http.Header{"X-Request-Id": {id}, "X-Card-Number": {"canary"}, "Referer": {"http://a/?token=canary&card_number=canary"}, "X-Pin": {"7"}}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	// Not every request is remembered: one in a hundredth of a second is.
+	remembered := func(id, path, want string) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			ask(id, path)
+			var w Why
+			d.api("/api/v1/why?request_id="+id, &w)
+			if w.Query == want {
+				return
+			} else if w.Query != "" || time.Now().After(deadline) {
+				t.Fatalf("remembered is %q, want %q", w.Query, want)
+			}
+		}
+	}
+	remembered("first-one", "/a?card_number=canary&token=canary&pin=7", "?card_number=REDACTED&token=REDACTED&pin=7")
+	next := *d.dynamic.Load()
+	next.Log.Redact = []string{"card_number", "pin"}
+	d.Reload(t.Context(), next)
+	remembered("second-one", "/b?card_number=canary&token=canary&pin=canary", "?card_number=REDACTED&token=REDACTED&pin=REDACTED")
+	for _, e := range d.journal.Sample() {
+		if _, _, known := e.Fields.Value("x-pin", 0); known == (e.ID == "second-one") || strings.Contains(string(e.Fields), "canary") {
+			t.Errorf("remembered of %s is %q", e.ID, e.Fields)
+		}
+	}
+	if err := d.stop(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil || !strings.Contains(string(text), "/b?card_number=REDACTED") || strings.Contains(string(text), "canary") {
+		t.Errorf("logged: %v %s", err, text)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	seen := map[string]bool{}
+	for _, span := range r.spans {
+		seen[attributes(span.Attributes)["url.query"]] = true
+	}
+	if !seen["card_number=REDACTED&token=REDACTED&pin=7"] || !seen["card_number=REDACTED&token=REDACTED&pin=REDACTED"] || strings.Contains(fmt.Sprint(r.spans), "canary") {
+		t.Errorf("spans are about %v", seen)
 	}
 }

@@ -53,7 +53,7 @@ func (s *source) log(l *Log) {
 	}
 	for i, name := range l.Redact {
 		if name == "" || strings.ContainsAny(name, "=&? ") {
-			s.report(fmt.Sprintf("log.redact[%d]", i), fmt.Sprintf("%q is not the name of a query parameter", clip(name)), "write it without its value")
+			s.report(fmt.Sprintf("log.redact[%d]", i), fmt.Sprintf("%q is not the name of a parameter", clip(name)), "write it without its value")
 		}
 	}
 }

@@ -175,7 +175,8 @@ type Log struct {
 	// Sample is the share of lines that are logged although no filter takes them: "1%". Default everything, or with a filter
 	// nothing. Failures are always logged.
 	Sample string `yaml:"sample"`
-	// Redact are names of query parameters whose values are not logged, instead of the usual ones: token, key, password ….
+	// Redact are names of query parameters and header fields whose values are written down nowhere, beside the usual ones: token, key,
+	// password ….
 	Redact []string `yaml:"redact"`
 }
 

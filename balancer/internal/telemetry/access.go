@@ -42,8 +42,8 @@ type AccessOptions struct {
 	Filter Filter
 	// Sample is the share of the lines that no filter takes and that are logged all the same. Failures always are.
 	Sample float64
-	// Redact are the names of query parameters whose values are nobody's business; nil are [DefaultRedact].
-	Redact []string
+	// Redact takes out what is nobody's business; nil takes out the usual.
+	Redact *Redactor
 }
 
 // Filter takes lines: those that any of its conditions is true of. The zero value takes none.
@@ -86,7 +86,6 @@ type AccessLog struct {
 type style struct {
 	AccessOptions
 	format format
-	redact redactor
 }
 
 type shard struct {
@@ -120,10 +119,7 @@ func (a *AccessLog) Set(o AccessOptions) error {
 	if err != nil {
 		return err
 	}
-	if o.Redact == nil {
-		o.Redact = DefaultRedact
-	}
-	a.style.Store(&style{o, f, newRedactor(o.Redact)})
+	a.style.Store(&style{o, f})
 	return nil
 }
 
@@ -232,7 +228,7 @@ func (a *AccessLog) flush() {
 		s.mu.Unlock()
 		for i := range b.lines {
 			l := &b.lines[i]
-			l.Query, l.Referer = style.redact.query(l.Query), style.redact.query(l.Referer)
+			l.Query, l.Referer = style.Redact.Query(l.Query), style.Redact.Query(l.Referer)
 			a.out = append(style.format(a.out, l), '\n')
 			if a.lines++; len(a.out) >= writeFrom {
 				a.write()

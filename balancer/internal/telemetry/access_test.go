@@ -175,14 +175,24 @@ func TestRedact(t *testing.T) {
 		"?x-key=1&keys=2": "?x-key=REDACTED&keys=2", "?a=1;token=x;y&b=2": "?a=1;token=REDACTED&b=2", "?token=a;b=2": "?token=REDACTED",
 		"https://a/b?code=1": "https://a/b?code=REDACTED", "/code=1": "/code=1",
 	} {
-		if got := string(Redact([]byte(query))); got != want {
+		if got := string(new(Redactor).Query([]byte(query))); got != want {
 			t.Errorf("%s: %s, want %s", query, got, want)
 		}
 	}
+	var own Redactor
+	own.Set([]string{"mine", "Card-Number"})
 	l := line()
-	l.Query = []byte("?mine=1&token=2")
-	if got := logged(t, AccessOptions{Format: "$args", Redact: []string{"mine"}}, l); got != "mine=REDACTED&token=2\n" {
+	l.Query, l.Referer = []byte("?mine=1&token=2&miner=3&old_card-number=4"), []byte("http://a/?mine=1")
+	if got := logged(t, AccessOptions{Format: "$args $http_referer", Redact: &own}, l); got != "mine=REDACTED&token=REDACTED&miner=3&old_card-number=REDACTED http://a/?mine=REDACTED\n" {
 		t.Errorf("names of one's own: %s", got)
+	}
+	for name, want := range map[string]bool{"Authorization": true, "cookie": true, "X-Mine": true, "x-card-number": true, "X-Api-Key": true, "Accept": false} {
+		if own.Secret([]byte(name)) != want {
+			t.Errorf("%s is a secret: %v", name, !want)
+		}
+	}
+	if own.Set(nil); own.Secret([]byte("mine")) || !own.Secret([]byte("token")) {
+		t.Error("the usual names are not what is left")
 	}
 }
 

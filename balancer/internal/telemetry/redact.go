@@ -2,42 +2,63 @@ package telemetry
 
 import (
 	"bytes"
-	"strings"
+	"sync/atomic"
 )
 
-// DefaultRedact are names of query parameters whose values are not written down.
-var DefaultRedact = []string{"token", "auth", "secret", "password", "passwd", "apikey", "api_key", "signature", "credential", "session", "sig", "key", "code"}
+// usual are names of query parameters and header fields whose values are not written down. A long one is found anywhere in a name, one
+// of four letters or fewer only as a whole word.
+var usual = newNames([]string{"token", "auth", "secret", "password", "passwd", "apikey", "api_key", "signature", "credential", "session", "sig", "key", "code"})
+
+// credentials are names of header fields that carry some beside.
+var credentials = newNames([]string{"authorization", "cookie"})
 
 // redacted stands for a value that is not written down.
 const redacted = "REDACTED"
 
-// redactor knows names. A long one is found anywhere in the name of a parameter, one of four letters or fewer only as a whole word.
-type redactor struct{ long, short [][]byte }
+// Redactor knows the names of what is not written down, in logs, spans and the journal: the usual ones, and those that [Redactor.Set]
+// has added. The zero value and nil know the usual ones. It may be used concurrently.
+type Redactor struct{ further atomic.Pointer[names] }
 
-func newRedactor(names []string) (r redactor) {
-	for _, n := range names {
-		if n = strings.ToLower(n); len(n) > 4 {
-			r.long = append(r.long, []byte(n))
-		} else if n != "" {
-			r.short = append(r.short, []byte(n))
-		}
-	}
-	return r
+// Set replaces the names that are known beside the usual ones. They are found as those are.
+func (r *Redactor) Set(further []string) {
+	n := newNames(further)
+	r.further.Store(&n)
 }
 
-// Redact takes the values out of a query, or of a URL with one, that [DefaultRedact] names.
-func Redact(text []byte) []byte { return byDefault.query(text) }
+// Query takes the values of parameters with such names out of a query, or of a URL with one; it returns text itself when there are
+// none.
+func (r *Redactor) Query(text []byte) []byte { return query(text, r.named) }
 
-// Secret reports whether the value of a header field or parameter of that name is not to be kept.
-func Secret(name []byte) bool { return credentials.named(name) || byDefault.named(name) }
+// Secret reports whether the value of a header field of that name is not to be kept.
+func (r *Redactor) Secret(name []byte) bool { return credentials.has(name) || r.named(name) }
 
-// credentials are names of header fields that carry some; the rest is in the default.
-var credentials = newRedactor([]string{"authorization", "cookie"})
+func (r *Redactor) named(name []byte) bool {
+	if usual.has(name) {
+		return true
+	}
+	if r == nil {
+		return false
+	}
+	further := r.further.Load()
+	return further != nil && further.has(name)
+}
 
-var byDefault = newRedactor(DefaultRedact)
+// names are [plain]: those that are found anywhere, and those that are words.
+type names struct{ long, short [][]byte }
+
+func newNames(list []string) (n names) {
+	for _, name := range list {
+		if known := plain(nil, []byte(name)); len(known) > 4 {
+			n.long = append(n.long, known)
+		} else if len(known) > 0 {
+			n.short = append(n.short, known)
+		}
+	}
+	return n
+}
 
 // query returns text with the values of named parameters replaced; text itself when there are none.
-func (r *redactor) query(text []byte) []byte {
+func query(text []byte, named func(name []byte) bool) []byte {
 	start := bytes.IndexByte(text, '?')
 	if start < 0 {
 		return text
@@ -49,7 +70,7 @@ func (r *redactor) query(text []byte) []byte {
 		if i := bytes.IndexByte(text[at:], '&'); i >= 0 {
 			end = at + i
 		}
-		if value := at + r.value(text[at:end]); value < end {
+		if value := at + secretValue(text[at:end], named); value < end {
 			if out == nil {
 				out = make([]byte, 0, len(text)+2*len(redacted))
 			}
@@ -64,15 +85,15 @@ func (r *redactor) query(text []byte) []byte {
 	return append(out, text[done:]...)
 }
 
-// value is where in name=value;name=value the first value is that is not to be seen: some take a ";" for a "&", so a name may
+// secretValue is where in name=value;name=value the first value is that is not to be seen: some take a ";" for a "&", so a name may
 // stand behind it, and others do not, so no value ends there.
-func (r *redactor) value(pair []byte) int {
+func secretValue(pair []byte, named func(name []byte) bool) int {
 	for at := 0; at < len(pair); {
 		end := len(pair)
 		if i := bytes.IndexByte(pair[at:], ';'); i >= 0 {
 			end = at + i
 		}
-		if i := bytes.IndexByte(pair[at:end], '='); i >= 0 && r.named(pair[at:at+i]) {
+		if i := bytes.IndexByte(pair[at:end], '='); i >= 0 && named(pair[at:at+i]) {
 			return at + i + 1
 		}
 		at = end + 1
@@ -80,11 +101,11 @@ func (r *redactor) value(pair []byte) int {
 	return len(pair)
 }
 
-func (r *redactor) named(name []byte) bool {
+func (n *names) has(name []byte) bool {
 	var short [64]byte // what is longer is allocated
 	name = plain(short[:0], name)
-	for _, n := range r.long {
-		if bytes.Contains(name, n) {
+	for _, known := range n.long {
+		if bytes.Contains(name, known) {
 			return true
 		}
 	}
@@ -93,8 +114,8 @@ func (r *redactor) named(name []byte) bool {
 		for end < len(name) && (name[end] >= '0' && name[end] <= '9' || name[end] >= 'a' && name[end] <= 'z') {
 			end++
 		}
-		for _, n := range r.short {
-			if bytes.Equal(name[:end], n) {
+		for _, known := range n.short {
+			if bytes.Equal(name[:end], known) {
 				return true
 			}
 		}
@@ -103,7 +124,7 @@ func (r *redactor) named(name []byte) bool {
 	return false
 }
 
-// plain appends a name in lower case and without percent-encoding, so that it cannot hide behind either.
+// plain appends a name in lower case, without percent-encoding, and with "_" for "-", so that it cannot hide behind any of these.
 func plain(out, name []byte) []byte {
 	for i := 0; i < len(name); i++ {
 		c := name[i]
@@ -113,8 +134,11 @@ func plain(out, name []byte) []byte {
 				i += 2
 			}
 		}
-		if c >= 'A' && c <= 'Z' {
+		switch {
+		case c >= 'A' && c <= 'Z':
 			c += 'a' - 'A'
+		case c == '-':
+			c = '_'
 		}
 		out = append(out, c)
 	}
