@@ -1,8 +1,11 @@
 package balancer
 
 import (
+	"encoding/json"
 	"fmt"
+	"math"
 	"math/rand/v2"
+	"net/http"
 	"net/netip"
 	"strings"
 	"testing"
@@ -15,6 +18,8 @@ import (
 	"github.com/rota-lb/rota/balancer/internal/proxy"
 	"github.com/rota-lb/rota/balancer/internal/route"
 	"github.com/rota-lb/rota/balancer/pool"
+	"github.com/rota-lb/rota/config"
+	"github.com/rota-lb/rota/internal/etcdtest"
 )
 
 // What a replay predicts of ten thousand requests is what the same requests then meet.
@@ -23,13 +28,13 @@ func TestReplay(t *testing.T) {
 	one := func(of ...string) string { return of[random.IntN(len(of))] }
 	services := []string{"web", "cart", "beta", "empty"}
 	pools := map[int]*pool.Pool{}
-	instances := map[string]int{}
+	instances := map[control.Part]int{}
 	for i, name := range services {
 		var members []pool.Member
 		if name != "empty" {
 			e := pool.NewEndpoint(pool.Key{ID: "1", Address: netip.MustParseAddrPort("127.0.0.1:80")})
 			members = append(members, pool.Member{Endpoint: e, Weight: 1})
-			instances[name] = 1
+			instances[control.Part{Service: name}] = 1
 		}
 		p, err := pool.New(pool.NewService(name), "", members)
 		if err != nil {
@@ -82,7 +87,7 @@ func TestReplay(t *testing.T) {
 		case to.Route == nil:
 			return "404 no_route"
 		case to.Route.Service == "":
-			return "redirect"
+			return "redirect " + to.Route.Rules.Redirect.String()
 		case to.Route.Service == "empty":
 			return "503 no_healthy_upstream of empty"
 		}
@@ -121,7 +126,7 @@ func TestReplay(t *testing.T) {
 				broken++
 			}
 		}
-		plan := admin.Replay(&control.Preview{Now: now, Then: then, Instances: instances}, o.journal.Sample())
+		plan := admin.Replay(&control.Preview{Now: now, Then: then, Had: instances, Has: instances}, o.journal.Sample())
 		if plan.Replayed != n || plan.Uncertain != 0 || len(plan.Moves) != len(want) || plan.Broken != float64(broken)/float64(n) {
 			t.Errorf("%d replayed, %d uncertain, %d moves of %d, %f broken of %d", plan.Replayed, plan.Uncertain, len(plan.Moves), len(want), plan.Broken, broken)
 		}
@@ -169,5 +174,156 @@ func TestReplayUncertain(t *testing.T) {
 		if plan.Uncertain != tc.uncertain {
 			t.Errorf("%.30s, asked about %s: %d uncertain", tc.field, tc.about, plan.Uncertain)
 		}
+	}
+}
+
+// A change of who serves is weighed like one of routes: what drains too many of the instances that requests of late have met is
+// refused, whether by a policy, a drain, a weight or a file; splits and redirects are compared by where they lead.
+func TestPlanCapacity(t *testing.T) {
+	etcd := etcdtest.Start(t)
+	d := run(t, etcd, func(c *config.Config) {
+		c.AutoRoutes = false
+		c.Routes = []config.Route{
+			{Name: "web", Host: "web.localhost", Service: "web"},
+			{Name: "old", Host: "old.localhost", Redirect: config.Redirect{To: "https://a.example.com/", Status: 308}},
+			{Name: "both", Host: "both.localhost", Split: []config.Share{{Service: "web", Weight: 3}, {Service: "listed", Weight: 1}}},
+			{Name: "listed", Host: "listed.localhost", Service: "listed"},
+		}
+		c.Services = map[string]config.Service{"listed": {Instances: []config.StaticInstance{{Address: backend(t, "a")}, {Address: backend(t, "b")}, {Address: backend(t, "c")}}}}
+	})
+	newFleet(t, etcd.Client(), "web", 10)
+	d.count("web", map[string]int{"ready": 10})
+	plan := func(draft string) (p Plan) {
+		t.Helper()
+		status, body := d.ask("POST", "/api/v1/plan", draft)
+		if err := json.Unmarshal([]byte(body), &p); err != nil || status != 200 {
+			t.Fatalf("%s: %d %s", draft, status, body)
+		}
+		return p
+	}
+	for seen := map[string]bool{}; len(seen) < 4; { // one in a hundredth of a second is remembered
+		for _, host := range []string{"web", "old", "both", "listed"} {
+			req, err := http.NewRequest("GET", d.url, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Host = host + ".localhost"
+			resp, err := new(http.Transport).RoundTrip(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+		}
+		for _, e := range d.journal.Sample() {
+			seen[e.Host] = true
+		}
+	}
+	share := map[string]float64{}
+	sample := d.journal.Sample()
+	for _, e := range sample {
+		name, _, _ := strings.Cut(e.Host, ".")
+		share[name] += 1 / float64(len(sample))
+	}
+	near := func(a, b float64) bool { return math.Abs(a-b) < 1e-6 }
+	overrides := func(n int, word string) string {
+		var list []string
+		for i := range n {
+			list = append(list, fmt.Sprintf(`"%d": %s`, i, word))
+		}
+		return `{"overrides": {` + strings.Join(list, ", ") + `}}`
+	}
+	policy := func(value string) string { return `{"service": "web", "value": ` + value + `}` }
+	toWeb := share["web"] + share["both"]*3/4
+	const few = "less than half of its instances can take it: "
+	for name, c := range map[string]struct {
+		draft  string
+		broken float64
+		moves  map[string]float64 // by from > to, under
+		served string             // what changes for services
+	}{
+		"five of ten drain":         {policy(overrides(5, `{"drain": true}`)), 0, nil, "web 10>5 of 10 "},
+		"nine of ten drain":         {policy(overrides(9, `{"drain": true}`)), toWeb, map[string]float64{"web > web " + few + "1 of 10": toWeb}, "web 10>1 of 10 " + few + "1 of 10"},
+		"nine of ten get no weight": {policy(overrides(9, `{"weight": 0}`)), toWeb, map[string]float64{"web > web " + few + "1 of 10": toWeb}, "web 10>1 of 10 " + few + "1 of 10"},
+		"all drain": {policy(overrides(10, `{"drain": true}`)), share["web"], map[string]float64{
+			"web > 503 no_healthy_upstream of web no instance can take it": share["web"], "web > listed ": share["both"] * 3 / 4,
+		}, "web 10>0 of 10 no instance can take it"},
+		"another policy": {policy(`{"balance": "p2c", "check": {"path": "/"}, "panic": 90}`), 0, nil, ""},
+		"another share": {`{"route": "both2", "value": {"host": "both.localhost", "priority": 1, "split": [{"service": "web", "weight": 1}, {"service": "listed", "weight": 1}]}}`, 0,
+			map[string]float64{"web > listed ": share["both"] / 4}, ""},
+		"another target": {`{"route": "old2", "value": {"host": "old.localhost", "priority": 1, "redirect": {"to": "https://b.example.com/"}}}`, 0,
+			map[string]float64{"redirect 308 https://a.example.com/ > redirect 308 https://b.example.com/ ": share["old"]}, ""},
+		"an instance less in the file, of three": {`{"service": "listed", "value": {"overrides": {"%a": {"drain": true}, "%b": {"drain": true}}}}`, share["listed"] + share["both"]/4,
+			map[string]float64{"listed > listed " + few + "1 of 3": share["listed"] + share["both"]/4}, "listed 3>1 of 3 " + few + "1 of 3"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			listed := d.config.Services["listed"].Instances
+			p := plan(strings.NewReplacer("%a", listed[0].Address, "%b", listed[1].Address).Replace(c.draft))
+			if p.Replayed != len(sample) || !near(p.Broken, c.broken) || len(p.Moves) != len(c.moves) {
+				t.Errorf("%d replayed of %d, %f broken, want %f; moves %+v", p.Replayed, len(sample), p.Broken, c.broken, p.Moves)
+			}
+			for _, m := range p.Moves {
+				if got := m.From + " > " + m.To + " " + m.Under; !near(m.Share, c.moves[got]) || m.Example == "" {
+					t.Errorf("%s: %f, want %v", got, m.Share, c.moves)
+				}
+			}
+			served := ""
+			for _, s := range p.Services {
+				served += fmt.Sprintf("%s %d>%d of %d %s", s.Service, s.Was, s.Is, s.Of, s.Under)
+			}
+			if served != c.served {
+				t.Errorf("services %q, want %q", served, c.served)
+			}
+		})
+	}
+	// A file that names other instances, and one that drains some of them.
+	for services, want := range map[string]string{
+		`{listed: {instances: [{address: "10.0.0.1:1"}]}}`: "listed 3>1 of 1",
+		`{listed: {instances: [{address: "10.0.0.1:1"}, {address: "10.0.0.2:1", weight: 0}], overrides: {"10.0.0.1:1": {drain: true}}}}`:      "listed 3>0 of 2",
+		`{listed: {instances: [{address: "10.0.0.1:1"}]}, fresh: {instances: [{address: "10.0.0.2:1"}, {address: "10.0.0.3:1", weight: 0}]}}`: "fresh 0>1 of 2, listed 3>1 of 1",
+		`{}`: "listed 3>0 of 0",
+	} {
+		file, err := json.Marshal("services: " + services)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, s := range plan(`{"config": ` + string(file) + `}`).Services {
+			got = append(got, fmt.Sprintf("%s %d>%d of %d", s.Service, s.Was, s.Is, s.Of))
+		}
+		if strings.Join(got, ", ") != want {
+			t.Errorf("%s: %q, want %q", services, got, want)
+		}
+	}
+
+	// What is refused is written by force, or within another limit.
+	const zero, web = "/api/v1/services/web/instances/", "/api/v1/services/web/policy"
+	for i := range 5 {
+		if status, body := d.ask("PATCH", zero+fmt.Sprint(i), `{"drain": true}`); status != 204 {
+			t.Errorf("the drain of %d: %d %s", i, status, body)
+		}
+	}
+	d.count("web", map[string]int{"ready": 5, "draining": 5})
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+	}{
+		{"PATCH", zero + "5", `{"drain": true}`, 409},
+		{"PATCH", zero + "5", `{"weight": 0}`, 409},
+		{"PUT", web, overrides(6, `{"drain": true}`), 409},
+		{"PATCH", zero + "5?limit=0", `{"weight": 7}`, 204},
+		{"PATCH", zero + "5?limit=most", `{"weight": 7}`, 400},
+		{"PATCH", zero + "5?limit=100", `{"drain": true}`, 204},
+		{"PATCH", zero + "6?force=true", `{"drain": true}`, 204},
+	} {
+		if status, body := d.ask(c.method, c.path, c.body); status != c.status || status == 409 && !strings.Contains(body, "would go to web as now, where less than half of its instances can take it: 4 of 10") {
+			t.Errorf("%s %s %s: %d %s, want %d", c.method, c.path, c.body, status, body, c.status)
+		}
+	}
+	d.count("web", map[string]int{"ready": 3, "draining": 7})
+	if status, body := d.ask("PATCH", zero+"7", `{"drain": true}`); status != 409 {
+		t.Errorf("a drain below the floor: %d %s", status, body)
+	}
+	if status, body := d.ask("PATCH", zero+"0", `{"drain": false}`); status != 204 {
+		t.Errorf("taking a drain back below the floor: %d %s", status, body)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 
+	"github.com/rota-lb/rota/balancer/internal/control"
 	"github.com/rota-lb/rota/config"
 )
 
@@ -24,15 +25,20 @@ func (a *API) override(w http.ResponseWriter, r *http.Request) {
 		refuse(w, errBody{want})
 		return
 	}
-	err := a.Control.Override(r.Context(), by(r), r.PathValue("service"), r.PathValue("id"), func(c *config.Override) {
+	service, id := r.PathValue("service"), r.PathValue("id")
+	change := func(c *config.Override) {
 		if o.Drain != nil {
 			c.Drain = *o.Drain
 		}
 		if len(o.Weight) > 0 {
 			c.Weight = weight
 		}
-	})
-	if err != nil {
+	}
+	if err := a.weigh(r, control.Draft{Override: &control.OverrideDraft{Service: service, ID: id, Change: change}}); err != nil {
+		refuse(w, err)
+		return
+	}
+	if err := a.Control.Override(r.Context(), by(r), service, id, change); err != nil {
 		refuse(w, err)
 		return
 	}

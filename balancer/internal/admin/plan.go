@@ -4,12 +4,15 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/rota-lb/rota/balancer/internal/control"
 	"github.com/rota-lb/rota/balancer/internal/journal"
 	"github.com/rota-lb/rota/balancer/internal/route"
+	"github.com/rota-lb/rota/balancer/pool"
 	"github.com/rota-lb/rota/config"
 )
 
@@ -26,29 +29,40 @@ type Plan struct {
 	Differences []config.Difference `json:"differences"`
 	// Conflicts are routes that would never match, and do now.
 	Conflicts []Conflict `json:"conflicts,omitempty"`
+	// Services are those of which another number of instances would take requests.
+	Services []Capacity `json:"services,omitempty"`
 	// Replayed is how many sampled requests were matched again. Not all header fields are kept, least of all secrets: Uncertain is
 	// for how many of them a route asked about one that is not.
 	Replayed  int `json:"replayed"`
 	Uncertain int `json:"uncertain,omitempty"`
-	// Moves are the requests that would go elsewhere.
+	// Moves are the requests that would go elsewhere, or meet a service that would be under its floor.
 	Moves []Move `json:"moves,omitempty"`
-	// Broken is the share of them that would get no answer from an instance although they do now, or that would go elsewhere, to
-	// a service of which less than half can serve.
+	// Broken is the share of them that would get no answer from an instance although they do now, or that would meet a service which
+	// has come under its floor: less than half of its instances can take requests.
 	Broken float64 `json:"broken"`
 }
 
-// Move is a share of the requests that would go elsewhere.
+// Capacity is how many instances of a service take requests, and would.
+type Capacity struct {
+	Service string `json:"service"`
+	Was     int    `json:"was"`
+	Is      int    `json:"is"`
+	Of      int    `json:"of"` // instances there would be, whatever their state
+	// Under says why that is too few; empty when it is not.
+	Under string `json:"under,omitempty"`
+	// Share is that of the sampled requests which would go there.
+	Share float64 `json:"share"`
+}
+
+// Move is a share of the requests that would go elsewhere, or stay where they should not.
 type Move struct {
-	From    string  `json:"from"` // a service, "redirect", or what is answered instead
+	From    string  `json:"from"` // a service, or part of one, a redirect, or what is answered instead
 	To      string  `json:"to"`
 	Share   float64 `json:"share"`
 	Example string  `json:"example"`
 	// Under says why To is no good place.
 	Under string `json:"under,omitempty"`
 }
-
-// mostBroken is the share of broken requests from which on a write is refused that is not forced.
-const mostBroken = 0.01
 
 func (a *API) plan(w http.ResponseWriter, r *http.Request) {
 	var in Draft
@@ -140,10 +154,55 @@ func (a *API) replay(r *http.Request, d control.Draft) (Plan, error) {
 
 // Replay matches sampled requests against both tables of a preview, and says what would be different.
 func Replay(p *control.Preview, sample []journal.Entry) Plan {
-	out := Plan{Differences: p.Differences}
+	out := Plan{Differences: p.Differences, Conflicts: conflicts(p)}
 	if out.Differences == nil {
 		out.Differences = []config.Difference{}
 	}
+	moves := map[Move]float64{} // without Share and Example
+	examples := map[Move]string{}
+	visits := map[string]float64{} // of services, then
+	broken := 0.0
+	for _, e := range sample {
+		fields := kept{Fields: e.Fields}
+		q := request(&e, &fields)
+		now, then := spread(p.Now, q, p.Had), spread(p.Then, q, p.Has)
+		out.Replayed++
+		if fields.unknown {
+			out.Uncertain++
+		}
+		for _, at := range then {
+			visits[at.part.Service] += at.share
+		}
+		for _, m := range changes(now, then) {
+			share := m.Share
+			m.Share = 0
+			if moves[m] += share; examples[m] == "" {
+				examples[m] = e.Method + " http://" + e.Host + e.Path
+			}
+		}
+		broken += max(0, bad(then, nil)-bad(now, then), lost(then)-lost(now))
+	}
+	for m, n := range moves {
+		m.Share, m.Example = n/float64(out.Replayed), examples[m]
+		out.Moves = append(out.Moves, m)
+	}
+	slices.SortFunc(out.Moves, func(a, b Move) int {
+		return cmp.Or(cmp.Compare(b.Share, a.Share), cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To))
+	})
+	for _, c := range capacities(p) {
+		if out.Replayed > 0 {
+			c.Share = visits[c.Service] / float64(out.Replayed)
+		}
+		out.Services = append(out.Services, c)
+	}
+	if out.Replayed > 0 {
+		out.Broken = broken / float64(out.Replayed)
+	}
+	return out
+}
+
+// conflicts are those of a preview that are not there now.
+func conflicts(p *control.Preview) (list []Conflict) {
 	known := map[[2]string]bool{}
 	if rt := p.Now.Router(); rt != nil {
 		for _, c := range rt.Conflicts {
@@ -152,44 +211,149 @@ func Replay(p *control.Preview, sample []journal.Entry) Plan {
 	}
 	for _, c := range p.Then.Router().Conflicts {
 		if !known[[2]string{c.Winner.Name, c.Loser.Name}] {
-			out.Conflicts = append(out.Conflicts, Conflict{asRoute(c.Winner), asRoute(c.Loser)})
+			list = append(list, Conflict{asRoute(c.Winner), asRoute(c.Loser)})
 		}
 	}
-	moves := map[Move]int{} // without Share and Example
-	examples := map[Move]string{}
-	broken := 0
-	for _, e := range sample {
-		fields := kept{Fields: e.Fields}
-		q := request(&e, &fields)
-		now, then := p.Now.Match(q), p.Then.Match(q)
-		out.Replayed++
-		if fields.unknown {
-			out.Uncertain++
-		}
-		m := Move{From: place(now), To: place(then)}
-		if m.From == m.To {
+	return list
+}
+
+// capacities are those of the services of a preview where they would change, by name.
+func capacities(p *control.Preview) (list []Capacity) {
+	for part, of := range p.Has {
+		if part.Subset != (route.Subset{}) {
 			continue
 		}
-		m.Under = under(then, p.Instances)
-		if m.Under != "" && under(now, p.Instances) == "" {
-			broken++
-		}
-		if moves[m]++; examples[m] == "" {
-			examples[m] = e.Method + " http://" + e.Host + e.Path
+		was, is := p.Now.Pool(part.Service), p.Then.Pool(part.Service)
+		if c := (Capacity{Service: part.Service, Was: serving(was), Is: serving(is), Of: of}); c.Was != c.Is || p.Had[part] != of {
+			if of > 0 {
+				c.Under = under(c.Is, of)
+			}
+			list = append(list, c)
 		}
 	}
-	for m, n := range moves {
-		example := examples[m]
-		m.Share, m.Example = float64(n)/float64(out.Replayed), example
-		out.Moves = append(out.Moves, m)
+	slices.SortFunc(list, func(a, b Capacity) int { return cmp.Compare(a.Service, b.Service) })
+	return list
+}
+
+// place is where requests like one go, or some of them.
+type place struct {
+	name    string
+	part    control.Part // zero when it is no service
+	share   float64
+	serving int    // instances that can take them
+	under   string // why it is no good place; empty when it is
+	lost    bool   // they get no answer there
+}
+
+// spread lists where requests like q go by a table, with the number of instances that there are. The shares of a split are places
+// of their own: which of them is chance.
+func spread(t *route.Table, q *route.Request, instances map[control.Part]int) (list []place) {
+	to := t.Match(q)
+	switch {
+	case to.Route == nil:
+		return []place{{name: noRoute, share: 1, under: "no route matches", lost: true}}
+	case to.Route.Rules != nil && to.Route.Rules.Redirect != nil:
+		return []place{{name: "redirect " + to.Route.Rules.Redirect.String(), share: 1}}
 	}
-	slices.SortFunc(out.Moves, func(a, b Move) int {
-		return cmp.Or(cmp.Compare(b.Share, a.Share), cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To))
+	for _, d := range t.Destinations(to) {
+		at := place{name: d.Service, part: control.Part{Service: d.Service, Subset: d.Subset}, share: d.Share, serving: serving(d.Pool)}
+		if i := slices.IndexFunc(list, func(p place) bool { return p.part == at.part }); i >= 0 {
+			list[i].share += at.share
+			continue
+		}
+		if d.Subset.Version != "" {
+			at.name += " " + d.Subset.Version
+		}
+		if d.Subset.Metadata != "" {
+			at.name += " " + strings.ReplaceAll(d.Subset.Metadata, "\n", " ")
+		}
+		if at.lost = at.serving == 0; at.lost {
+			at.name = noInstance + " of " + at.name
+		}
+		at.under = under(at.serving, instances[at.part])
+		list = append(list, at)
+	}
+	return list
+}
+
+func serving(p *pool.Pool) int {
+	if p == nil {
+		return 0
+	}
+	return p.Len()
+}
+
+// under says why so many instances are too few; empty when they are not.
+func under(serving, of int) string {
+	switch {
+	case serving == 0:
+		return "no instance can take it"
+	case 2*serving < of:
+		return fmt.Sprintf("less than half of its instances can take it: %d of %d", serving, of)
+	}
+	return ""
+}
+
+func find(list []place, name string) place {
+	for _, p := range list {
+		if p.name == name {
+			return p
+		}
+	}
+	return place{}
+}
+
+// worse reports whether a service that is under its floor now would have fewer instances then.
+func (p place) worse(then []place) bool {
+	return p.part.Service != "" && slices.ContainsFunc(then, func(is place) bool {
+		return is.part == p.part && is.under != "" && is.serving < p.serving
 	})
-	if out.Replayed > 0 {
-		out.Broken = float64(broken) / float64(out.Replayed)
+}
+
+// bad is the share of requests at places that are no good, but for those that would be worse then.
+func bad(list, then []place) (share float64) {
+	for _, p := range list {
+		if p.under != "" && !p.worse(then) {
+			share += p.share
+		}
 	}
-	return out
+	return share
+}
+
+// lost is the share of requests that get no answer.
+func lost(list []place) (share float64) {
+	for _, p := range list {
+		if p.lost {
+			share += p.share
+		}
+	}
+	return share
+}
+
+// changes are how one spread becomes another: what is less in some places is more in others, and in others still what stays meets a
+// service that has come under its floor.
+func changes(now, then []place) (list []Move) {
+	const least = 1e-9 // shares are sums of fractions
+	more := 0.0
+	for _, is := range then {
+		was := find(now, is.name)
+		more += max(0, is.share-was.share)
+		if stay := min(is.share, was.share); stay > 0 && is.under != "" && (was.under == "" || was.worse(then)) {
+			list = append(list, Move{From: is.name, To: is.name, Share: stay, Under: is.under})
+		}
+	}
+	if more < least {
+		return list
+	}
+	for _, was := range now {
+		less := was.share - find(then, was.name).share
+		for _, is := range then {
+			if gain := is.share - find(now, is.name).share; less > least && gain > least {
+				list = append(list, Move{From: was.name, To: is.name, Share: less * gain / more, Under: is.under})
+			}
+		}
+	}
+	return list
 }
 
 // request is a sampled request, as it was matched.
@@ -200,35 +364,4 @@ func request(e *journal.Entry, fields route.Fields) *route.Request {
 const (
 	noRoute    = "404 no_route"
 	noInstance = "503 no_healthy_upstream"
-	redirect   = "redirect"
 )
-
-// place is where a request goes. The shares of a split are one place: which of them is chance.
-func place(to route.Target) string {
-	switch {
-	case to.Route == nil:
-		return noRoute
-	case to.Route.Rules != nil && to.Route.Rules.Redirect != nil:
-		return redirect
-	case to.Route.Rules != nil && len(to.Route.Rules.Split) > 0:
-		return "split " + to.Route.Name
-	case to.Pool == nil || to.Pool.Len() == 0:
-		return noInstance + " of " + to.Route.Service
-	}
-	return to.Route.Service
-}
-
-// under says why a place is no good; empty when it is.
-func under(to route.Target, instances map[string]int) string {
-	switch {
-	case to.Route == nil:
-		return "no route matches"
-	case to.Route.Rules != nil && to.Route.Rules.Redirect != nil:
-		return ""
-	case to.Pool == nil || to.Pool.Len() == 0:
-		return "no instance can take it"
-	case 2*to.Pool.Len() < instances[to.Pool.Service.Name]:
-		return "less than half of its instances can take it"
-	}
-	return ""
-}

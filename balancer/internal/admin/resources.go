@@ -23,7 +23,10 @@ type param struct{ name, text string }
 // writes reports whether the resource changes anything, or takes a body.
 func (r *resource) writes() bool { return r.method != http.MethodGet }
 
-var forced = []param{{"force", `"true" writes it although requests would break`}}
+var forced = []param{
+	{"force", `"true" writes it although requests would break`},
+	{"limit", "the percentage of the requests of late from which on it is refused because they would break; 1 unless given"},
+}
 
 // resources are those of /api/v1.
 func (a *API) resources() []resource {
@@ -36,7 +39,7 @@ func (a *API) resources() []resource {
 		{method: "PUT", path: "/api/v1/services/{service}/policy", summary: "Write it; If-Match heeded", query: forced, in: json.RawMessage{}, do: a.setPolicy},
 		{method: "DELETE", path: "/api/v1/services/{service}/policy", summary: "Delete it; If-Match heeded", query: forced, do: a.setPolicy},
 		{method: "GET", path: "/api/v1/services/{service}/instances/{id}", summary: "One instance, with what is left of its lease", out: Instance{}, do: a.instance},
-		{method: "PATCH", path: "/api/v1/services/{service}/instances/{id}", summary: "Drain an instance, or give it another weight, in the policy of its service", in: Override{}, do: a.override},
+		{method: "PATCH", path: "/api/v1/services/{service}/instances/{id}", summary: "Drain an instance, or give it another weight, in the policy of its service", query: forced, in: Override{}, do: a.override},
 		{method: "GET", path: "/api/v1/routes", summary: "The routes in effect, and those that can never match", out: Routes{}, do: a.routes},
 		{method: "GET", path: "/api/v1/routes/{name}", summary: "A route in the registry", out: json.RawMessage{}, do: a.route},
 		{method: "PUT", path: "/api/v1/routes/{name}", summary: "Write it; If-Match heeded", query: forced, in: json.RawMessage{}, do: a.setRoute},

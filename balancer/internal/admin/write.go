@@ -5,14 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
+	"strings"
 
 	"github.com/rota-lb/rota/balancer/internal/control"
 	"github.com/rota-lb/rota/config"
 )
 
 // What operators write: routes and policies of the registry, and the level of the log. Every write is noted with who did it and
-// from where. Routes and policies are weighed against the requests of late first, and refused when too many of them would
-// break, unless force=true is asked for.
+// from where. Routes and policies, drains and weights in them too, are weighed against the requests of late first, and refused when
+// too many of them would break, unless force=true or another limit is asked for.
 
 // Level is the body and the answer of /api/v1/loglevel.
 type Level struct {
@@ -71,8 +73,34 @@ func (e errBroken) Error() string {
 			break
 		}
 	}
-	return fmt.Sprintf("%.1f %% of the %d requests sampled of late would break: %s would go from %s to %s, where %s. See POST /api/v1/plan or rota plan; force=true or --force writes it all the same",
-		100*e.plan.Broken, e.plan.Replayed, m.Example, m.From, m.To, m.Under)
+	fate := fmt.Sprintf("go from %s to %s", m.From, m.To)
+	if m.From == m.To {
+		fate = "go to " + m.To + " as now"
+	}
+	return fmt.Sprintf("%.1f %% of the %d requests sampled of late would break: %s would %s, where %s. See POST /api/v1/plan or rota plan; force=true or --force writes it all the same",
+		100*e.plan.Broken, e.plan.Replayed, m.Example, fate, m.Under)
+}
+
+// mostBroken is the percentage of broken requests from which on a write is refused that neither is forced nor names another limit.
+const mostBroken = 1
+
+// weigh replays the requests of late against a draft, and refuses the write when too many of them would break.
+func (a *API) weigh(r *http.Request, d control.Draft) error {
+	limit, query := float64(mostBroken), r.URL.Query()
+	if text := query.Get("limit"); text != "" {
+		var err error
+		if limit, err = strconv.ParseFloat(strings.TrimSuffix(text, "%"), 64); err != nil || !(limit >= 0 && limit <= 100) {
+			return errBody{fmt.Sprintf("limit %q: write a percentage of the requests, from 0 to 100", text)}
+		}
+	}
+	if query.Get("force") == "true" {
+		return nil
+	}
+	p, err := a.replay(r, d)
+	if err == nil && p.Broken > 0 && 100*p.Broken >= limit {
+		return errBroken{p}
+	}
+	return err
 }
 
 // stored answers with the value of a key that operators write, with its tag, or 404.
@@ -128,15 +156,9 @@ func (a *API) set(w http.ResponseWriter, r *http.Request, draft func(json.RawMes
 		refuse(w, err)
 		return
 	}
-	if r.URL.Query().Get("force") != "true" {
-		p, err := a.replay(r, d)
-		if err == nil && p.Broken >= mostBroken {
-			err = errBroken{p}
-		}
-		if err != nil {
-			refuse(w, err)
-			return
-		}
+	if err := a.weigh(r, d); err != nil {
+		refuse(w, err)
+		return
 	}
 	err = a.Control.Write(r.Context(), by(r), d, value, func(old []byte) error {
 		switch match := r.Header.Get("If-Match"); {

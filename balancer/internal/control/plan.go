@@ -3,17 +3,22 @@ package control
 import (
 	"context"
 	"errors"
+	"maps"
+	"reflect"
+	"time"
 
 	"github.com/rota-lb/rota/balancer/internal/route"
 	"github.com/rota-lb/rota/balancer/pool"
 	"github.com/rota-lb/rota/config"
+	"github.com/rota-lb/rota/registry"
 )
 
 // Draft is a change that is about to be made. Exactly one of its parts is set.
 type Draft struct {
-	Config *config.Dynamic // what the file is to say
-	Route  *RouteDraft
-	Policy *PolicyDraft
+	Config   *config.Dynamic // what the file is to say
+	Route    *RouteDraft
+	Policy   *PolicyDraft
+	Override *OverrideDraft
 }
 
 // RouteDraft is what is to be under a route's key in the registry; a nil Value is nothing.
@@ -28,14 +33,27 @@ type PolicyDraft struct {
 	Value   *config.Service
 }
 
+// OverrideDraft is a change of an operator's word about an instance, in the policy of its service in the registry.
+type OverrideDraft struct {
+	Service, ID string
+	Change      func(*config.Override)
+}
+
+// Part is a service, or those of its instances that are of a subset.
+type Part struct {
+	Service string
+	Subset  route.Subset
+}
+
 // Preview is what a draft would make of the table.
 type Preview struct {
-	// Now is the current table, Then the one that would be: with the instances of now, as they are.
+	// Now is the current table, Then the one that would be: with the instances of now, in the condition of now.
 	Now, Then *route.Table
 	// Differences are those to what is in effect.
 	Differences []config.Difference
-	// Instances is how many instances a service has, whatever their state; of a drafted service those of the draft.
-	Instances map[string]int
+	// Had is how many instances there are, whatever their state, and Has how many there would be: of every service, and of the subsets
+	// that the routes of the draft name.
+	Had, Has map[Part]int
 }
 
 // Preview builds the table that a draft would lead to, and changes nothing.
@@ -49,92 +67,151 @@ func (c *Controller) Preview(ctx context.Context, d Draft) (p Preview, err error
 // errDraft says that a draft says nothing.
 var errDraft = errors.New("nothing is drafted")
 
-func (c *Controller) preview(d Draft) (Preview, error) {
-	p := Preview{Now: c.Store.Load(), Instances: map[string]int{}}
-	dynamic, etcd := c.dynamic, c.etcd
+// drafted is what the control plane would go by.
+type drafted struct {
+	dynamic  config.Dynamic
+	routes   map[string]kv[config.Route]
+	policies map[string]kv[config.Service]
+}
+
+func (c *Controller) draft(d Draft) (is drafted, differences []config.Difference, err error) {
+	is = drafted{c.dynamic, c.etcd, c.policies}
 	switch {
 	case d.Config != nil:
-		dynamic = *d.Config
-		p.Differences = config.Diff(&config.Config{Dynamic: c.dynamic}, &config.Config{Dynamic: dynamic})
+		is.dynamic = *d.Config
+		differences = config.Diff(&config.Config{Dynamic: c.dynamic}, &config.Config{Dynamic: is.dynamic})
 	case d.Route != nil:
-		etcd = make(map[string]kv[config.Route], len(c.etcd)+1)
-		for name, r := range c.etcd {
-			etcd[name] = r
-		}
-		was, is := c.etcd[d.Route.Name], d.Route.Value
-		var before *config.Route
-		if was.key != "" {
-			before = &was.value
-		}
-		p.Differences = config.DiffRoute(d.Route.Name, before, is)
-		if is == nil {
-			delete(etcd, d.Route.Name)
+		is.routes = maps.Clone(c.etcd)
+		was, value := c.etcd[d.Route.Name], d.Route.Value
+		differences = config.DiffRoute(d.Route.Name, was.known(), value)
+		if value == nil {
+			delete(is.routes, d.Route.Name)
 			break
 		}
 		if was.key == "" {
 			was.created = 1 << 62 // the youngest
 		}
-		was.value, was.value.Name = *is, d.Route.Name
-		etcd[d.Route.Name] = was
+		was.value, was.value.Name = *value, d.Route.Name
+		is.routes[d.Route.Name] = was
 	case d.Policy != nil:
-		var before *config.Service
-		if was := c.policies[d.Policy.Service]; was.key != "" {
-			before = &was.value
+		is.policies = maps.Clone(c.policies)
+		was, value := c.policies[d.Policy.Service], d.Policy.Value
+		differences = config.DiffPolicy(d.Policy.Service, was.known(), value)
+		if value == nil {
+			delete(is.policies, d.Policy.Service)
+			break
 		}
-		p.Differences = config.DiffPolicy(d.Policy.Service, before, d.Policy.Value)
+		was.value = *value
+		is.policies[d.Policy.Service] = was
+	case d.Override != nil:
+		value := c.policies[d.Override.Service].value
+		override(&value, d.Override.ID, d.Override.Change)
+		return c.draft(Draft{Policy: &PolicyDraft{d.Override.Service, &value}})
 	default:
-		return p, errDraft
+		return is, nil, errDraft
+	}
+	return is, differences, nil
+}
+
+// known is the value, nil when there is none.
+func (v *kv[T]) known() *T {
+	if v.key == "" {
+		return nil
+	}
+	return &v.value
+}
+
+// override changes an operator's word about an instance in a policy, and returns it. One that says nothing any more is taken away.
+func override(p *config.Service, id string, change func(*config.Override)) (said config.Override) {
+	said = p.Overrides[id]
+	change(&said)
+	if p.Overrides = maps.Clone(p.Overrides); p.Overrides == nil {
+		p.Overrides = map[string]config.Override{}
+	}
+	if p.Overrides[id] = said; said == (config.Override{}) {
+		delete(p.Overrides, id)
+	}
+	if len(p.Overrides) == 0 {
+		p.Overrides = nil
+	}
+	return said
+}
+
+func (c *Controller) preview(d Draft) (Preview, error) {
+	is, differences, err := c.draft(d)
+	if err != nil {
+		return Preview{}, err
+	}
+	p := Preview{Now: c.Store.Load(), Differences: differences, Had: map[Part]int{}, Has: map[Part]int{}}
+	names := map[string]bool{}
+	for name := range c.services {
+		names[name] = true
+	}
+	for name := range is.dynamic.Services {
+		names[name] = true
 	}
 
 	// The slots of a table are its own affair: this one gives them anew.
 	services, pools := map[string]int{}, map[int]*pool.Pool{}
 	next := 0
+	whole := map[string]*pool.Pool{}
 	slot := func(name string, of route.Subset) int {
 		n := next
 		next++
-		s := c.services[name]
-		if s == nil || s.pool == nil || s.pool.Len() == 0 {
-			pools[n] = drafted(name, dynamic.Services[name].Instances)
-			return n
-		}
-		pools[n] = s.pool
-		if of != (route.Subset{}) {
-			part, err := pool.New(s.shared, s.pool.Policy, c.part(name, s.pool.Weights, of))
-			if err != nil {
-				return n
+		if pools[n] = whole[name]; of != (route.Subset{}) && whole[name] != nil {
+			members := 0
+			for _, m := range c.fold.Members(name) {
+				if belongs(m.Instance, of) {
+					members++
+				}
 			}
-			pools[n] = part
+			p.Had[Part{name, of}], p.Has[Part{name, of}] = members, members
+			pools[n] = repooled(whole[name], c.part(name, whole[name].Weights, of))
 		}
 		return n
 	}
-	for name := range c.services {
+	for name := range names {
+		var members int
+		whole[name], members = c.serving(name, &is)
+		p.Had[Part{Service: name}], p.Has[Part{Service: name}] = len(c.fold.Members(name)), members
 		services[name] = slot(name, route.Subset{})
-		p.Instances[name] = len(c.fold.Members(name))
-	}
-	for name := range dynamic.Services {
-		if _, ok := services[name]; !ok {
-			services[name] = slot(name, route.Subset{})
-		}
 	}
 	p.Then = new(route.Table).With(route.Change{
-		Revision: c.fold.Revision(), Router: route.NewRouter(c.routes(dynamic.Routes, etcd), slot), Services: services, Auto: dynamic.AutoRoutes, Pools: pools,
+		Revision: c.fold.Revision(), Router: route.NewRouter(c.routes(is.dynamic.Routes, is.routes), slot), Services: services, Auto: is.dynamic.AutoRoutes, Pools: pools,
 	})
 	return p, nil
 }
 
-// drafted is a pool of the instances that a file is to name; nil when there are none.
-func drafted(service string, list []config.StaticInstance) *pool.Pool {
-	var members []pool.Member
-	for _, in := range list {
-		e := pool.NewEndpoint(pool.Key{Service: service, ID: in.Address})
-		members = append(members, pool.Member{Endpoint: e, Weight: 1})
+// serving is the pool that a service would have, nil when it would have had no instance yet, and how many members.
+func (c *Controller) serving(name string, is *drafted) (*pool.Pool, int) {
+	was, would := c.policy(name), (&Controller{dynamic: is.dynamic, policies: is.policies}).policy(name)
+	listed := is.dynamic.Services[name].Instances
+	s := c.services[name]
+	if reflect.DeepEqual(was, would) && reflect.DeepEqual(c.dynamic.Services[name].Instances, listed) {
+		if s == nil {
+			return nil, 0
+		}
+		return s.pool, len(c.fold.Members(name))
 	}
-	if members == nil {
-		return nil
+	var statics []registry.Instance
+	for _, in := range listed {
+		statics = append(statics, registry.Instance{Service: name, ID: in.Address, Address: in.Address, Weight: in.Weight})
 	}
-	p, err := pool.New(pool.NewService(service), "", members)
+	eligible, members := c.fold.Preview(name, membershipPolicy(would), statics, time.Now())
+	last := &pool.Pool{Service: pool.NewService(name)}
+	if s != nil && s.pool != nil {
+		last = s.pool
+	} else if members == 0 {
+		return nil, 0
+	}
+	return repooled(last, eligible), members
+}
+
+// repooled is a pool of other members. Nobody picks from it: it needs no policy.
+func repooled(p *pool.Pool, members []pool.Member) *pool.Pool {
+	of, err := pool.New(p.Service, p.Policy, members)
 	if err != nil {
-		return nil
+		return p
 	}
-	return p
+	return of
 }

@@ -11,6 +11,7 @@ import (
 type Redirect struct {
 	Status int
 
+	to      string
 	parts   []part
 	pattern *regexp.Regexp
 }
@@ -33,7 +34,7 @@ func NewRedirect(to string, status int, pattern *regexp.Regexp) (*Redirect, erro
 	default:
 		return nil, fmt.Errorf("status %d is no redirect: use 301, 302, 303, 307 or 308", status)
 	}
-	r := &Redirect{Status: status, pattern: pattern}
+	r := &Redirect{Status: status, to: to, pattern: pattern}
 	rest, host := to, true
 	switch {
 	case strings.HasPrefix(to, "http://"), strings.HasPrefix(to, "https://"), strings.HasPrefix(to, "{scheme}://"):
@@ -95,6 +96,9 @@ func NewRedirect(to string, status int, pattern *regexp.Regexp) (*Redirect, erro
 	}
 	return r, nil
 }
+
+// String is the status and what was compiled, as in "308 https://{host}{uri}".
+func (r *Redirect) String() string { return fmt.Sprintf("%d %s", r.Status, r.to) }
 
 // Append appends the value of Location for a request that came with this scheme and port (perhaps with its colon; empty for the scheme's own).
 // Nothing in the request can add a line or lead to another host than the template names.
