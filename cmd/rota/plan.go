@@ -118,6 +118,9 @@ func showPlan(w io.Writer, p *balancer.Plan) {
 	for _, c := range p.Conflicts {
 		fmt.Fprintf(w, "! route %s would never match: %s takes all of its requests\n", printable(c.Loser.Name), printable(c.Winner.Name))
 	}
+	for _, c := range p.Services {
+		fmt.Fprintf(w, "! %s: %d instances would take requests, not %d\t%s\n", printable(c.Service), c.Is, c.Was, printable(c.Under))
+	}
 	fmt.Fprintf(w, "\n%d requests of late were matched again", p.Replayed)
 	if p.Uncertain > 0 {
 		fmt.Fprintf(w, "; for %d of them a route asks about header fields that are not kept", p.Uncertain)

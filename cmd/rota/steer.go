@@ -42,7 +42,8 @@ func weightCommand() *cobra.Command {
 
 func overrideCommand(use string, n int, short, long string, body func(list []string) (any, error)) *cobra.Command {
 	var l look
-	return l.flags(&cobra.Command{
+	var force bool
+	cmd := l.flags(&cobra.Command{
 		Use: use, Short: short, Long: long, Args: args(cobra.ExactArgs(n)), ValidArgsFunction: completeNames(2),
 		RunE: func(cmd *cobra.Command, list []string) error {
 			if l.etcdctl {
@@ -57,11 +58,13 @@ func overrideCommand(use string, n int, short, long string, body func(list []str
 				return err
 			}
 			path := "/api/v1/services/" + url.PathEscape(list[0]) + "/instances/" + url.PathEscape(list[1])
-			if _, err := l.ask(cmd.Context(), http.MethodPatch, path, text, nil); err != nil {
+			if err := l.write(cmd, http.MethodPatch, path, text, force); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "done; see: rota instances get %s %s\n", list[0], list[1])
 			return err
 		},
 	})
+	cmd.Flags().BoolVar(&force, "force", false, "do it although requests would break")
+	return cmd
 }
