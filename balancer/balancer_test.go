@@ -530,7 +530,7 @@ func TestTelemetry(t *testing.T) {
 		missing = missing[:0]
 		for _, want := range []string{
 			`rota_http_requests_total{code="200",method="GET",protocol="http",service="web"} 3`,
-			`rota_http_requests_total{code="404",method="GET",protocol="http",service="_none"} 1`,
+			`rota_http_requests_total{code="404",method="GET",protocol="http",service="_other"} 1`,
 			`rota_http_request_duration_seconds_count{service="web"} 3`,
 			`rota_upstream_requests_total{code="2xx",service="web",upstream="127.0.0.1:`,
 			`rota_upstream_state{service="web",state="up",upstream="127.0.0.1:`,

@@ -15,17 +15,21 @@ import (
 
 // Access is one line of the access log. The byte slices are copied by [AccessLog.Log].
 type Access struct {
-	Start                     time.Time
-	Client                    netip.AddrPort
+	Start time.Time
+	// Peer is who is connected, Client the client as a trusted proxy names it, perhaps without port. Either may be the zero value.
+	Peer, Client              netip.AddrPort
 	Method, Host, URI, Query  []byte // Query with its "?"
 	UserAgent, Referer, ID    []byte
 	Minor                     int
 	TLS                       bool
+	TLSVersion, TLSCipher     uint16 // as crypto/tls numbers them; zero when they are not known
+	TLSResumed                bool
 	Route, Service, Upstream  string
 	Reason, Flag, Trace       string
 	Status, UpstreamStatus    int
 	Attempts                  int
-	Size, BodySize, BytesRead int64 // sent with heads, without them, read
+	Size, BodySize            int64 // sent, with heads and without
+	BytesRead, BodyRead       int64 // read, likewise
 	Duration, UpstreamLatency time.Duration
 	TableRevision             int64
 }

@@ -3,6 +3,7 @@ package telemetry
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -22,7 +23,7 @@ func line() *Access {
 		Start: time.Date(2026, 1, 2, 3, 4, 5, 678_000_000, time.UTC), Client: netip.MustParseAddrPort("192.0.2.7:4711"), Method: []byte("GET"),
 		Host: []byte("shop.example.com"), URI: []byte("/cart/7"), Query: []byte("?a=1"), UserAgent: []byte(`curl/8 "x"`), Referer: []byte("http://a/?token=s3cret"),
 		ID: []byte("id-1"), Minor: 1, Route: "cart", Service: "cart", Upstream: "10.0.0.1:80", Status: 200, UpstreamStatus: 200, Attempts: 1,
-		Size: 1234, BodySize: 1000, BytesRead: 99, Duration: 12345 * time.Microsecond, UpstreamLatency: 10 * time.Millisecond, TableRevision: 42,
+		Size: 1234, BodySize: 1000, BytesRead: 99, BodyRead: 9, Duration: 12345 * time.Microsecond, UpstreamLatency: 10 * time.Millisecond, TableRevision: 42,
 	}
 }
 
@@ -71,8 +72,19 @@ func TestFormats(t *testing.T) {
 		t.Fatalf("%v in %s", err, text)
 	}
 	if v.Ts != 1767323045.690345 || v.Request["uri"] != "/cart/7?a=1" || v.Request["client_ip"] != "192.0.2.7" || v.Request["user_agent"] != `curl/8 "x"` ||
-		v.Size != 1234 || v.Flag != "UH" || v.Up != 0.01 || v.Over != 0.002345 || v.TraceID != "abc" || strings.Contains(text, "s3cret") {
+		v.Size != 1000 || v.Flag != "UH" || v.Up != 0.01 || v.Over != 0.002345 || v.TraceID != "abc" || strings.Contains(text, "s3cret") {
 		t.Errorf("json: %s", text)
+	}
+	// The fields that Caddy has are as Caddy writes them.
+	l = line()
+	l.Peer, l.Client = netip.MustParseAddrPort("10.0.0.9:50000"), netip.AddrPortFrom(l.Client.Addr(), 0)
+	l.TLS, l.TLSVersion, l.TLSCipher, l.TLSResumed = true, tls.VersionTLS13, tls.TLS_AES_128_GCM_SHA256, true
+	const caddy = `{"level":"info","ts":1767323045.690345,"logger":"http.log.access","msg":"handled request","request":{` +
+		`"remote_ip":"10.0.0.9","remote_port":"50000","client_ip":"192.0.2.7","proto":"HTTP/1.1","method":"GET","host":"shop.example.com","uri":"/cart/7?a=1",` +
+		`"user_agent":"curl/8 \"x\"","referer":"http://a/?token=REDACTED","tls":{"resumed":true,"version":772,"cipher_suite":4865}},` +
+		`"bytes_read":9,"duration":0.012345,"size":1000,"status":200,`
+	if text := logged(t, AccessOptions{}, l); !strings.HasPrefix(text, caddy) {
+		t.Errorf("json: %s, want %s", text, caddy)
 	}
 	for _, bad := range []string{"jsn", "$stats", "${status", "plain", "$status\n"} {
 		if err := CheckFormat(bad); err == nil {

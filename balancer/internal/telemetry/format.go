@@ -204,13 +204,20 @@ func appendJSON(out []byte, l *Access) []byte {
 		out = append(out, byte('0'+micros/unit%10))
 	}
 	out = append(out, `,"logger":"http.log.access","msg":"handled request","request":{`...)
-	if l.Client.IsValid() || l.Client.Addr().IsValid() {
+	peer := l.Peer
+	if !peer.IsValid() {
+		peer = l.Client
+	}
+	if peer.Addr().IsValid() {
 		out = append(out, `"remote_ip":"`...)
-		out = appendAddr(out, l, "")
-		out = append(out, `","remote_port":`...)
-		out = strconv.AppendUint(out, uint64(l.Client.Port()), 10)
-		out = append(out, `,"client_ip":"`...)
-		out = appendAddr(out, l, "")
+		out = peer.Addr().AppendTo(out)
+		out = append(out, `","remote_port":"`...)
+		out = strconv.AppendUint(out, uint64(peer.Port()), 10)
+		out = append(out, `",`...)
+	}
+	if l.Client.Addr().IsValid() {
+		out = append(out, `"client_ip":"`...)
+		out = l.Client.Addr().AppendTo(out)
 		out = append(out, `",`...)
 	}
 	out = append(out, `"proto":"`...)
@@ -228,12 +235,16 @@ func appendJSON(out []byte, l *Access) []byte {
 		out = appendField(out, "referer", l.Referer)
 	}
 	if l.TLS {
-		out = append(out, `,"tls":true`...)
+		out = append(out, `,"tls":{"resumed":`...)
+		out = strconv.AppendBool(out, l.TLSResumed)
+		out = appendNumber(out, "version", int64(l.TLSVersion))
+		out = appendNumber(out, "cipher_suite", int64(l.TLSCipher))
+		out = append(out, '}')
 	}
 	out = append(out, '}')
-	out = appendNumber(out, "bytes_read", l.BytesRead)
+	out = appendNumber(out, "bytes_read", l.BodyRead)
 	out = appendDuration(out, "duration", l.Duration)
-	out = appendNumber(out, "size", l.Size)
+	out = appendNumber(out, "size", l.BodySize)
 	out = appendNumber(out, "status", int64(l.Status))
 	for _, f := range [...]struct{ key, value string }{
 		{"trace_id", l.Trace}, {"route", l.Route}, {"service", l.Service}, {"upstream", l.Upstream}, {"reason", l.Reason}, {"flag", l.Flag},

@@ -21,6 +21,9 @@ import (
 // States are the values of the label "state". What membership calls ready is up here, as elsewhere.
 var States = []string{"up", "starting", "draining", "suspect", "ejected", "down", "replaced"}
 
+// Other is the service of requests that reached none.
+const Other = "_other"
+
 // family is what there is to say of a metric. Help ends up in the exposition, Use in the documentation.
 type family struct {
 	*prometheus.Desc
@@ -45,7 +48,7 @@ func define(kind, name, help, use string, labels ...string) *family {
 
 var (
 	httpRequests = define(counter, "http_requests_total", "Requests answered, by service, status, method and protocol.",
-		"The rate and the errors as clients see them. What reached no service has service=\"_none\".", "service", "code", "method", "protocol")
+		"The rate and the errors as clients see them. What reached no service has service=\"_other\".", "service", "code", "method", "protocol")
 	httpDuration = define(histogram, "http_request_duration_seconds", "Time from the first byte of a request to the last of its answer.",
 		"Latency as clients see it; tunnels are not in it.", "service")
 	httpInFlight = define(gauge, "http_requests_in_flight", "Requests being served.", "", "service")
