@@ -224,13 +224,33 @@ func TestOverride(t *testing.T) {
 	for late := time.Now().Add(5 * time.Second); ; {
 		var w Why
 		d.api("/api/v1/why?url=http://cart.localhost/", &w)
-		if len(w.Candidates) == 3 && w.Candidates[0].Share == 7 {
+		if len(w.Candidates) == 3 && w.Candidates[0].Share == 7 && w.Candidates[0].Weight == 7 && w.Candidates[0].OwnWeight == 100 {
 			break
 		}
 		if time.Now().After(late) {
 			t.Fatalf("weights %+v", w.Candidates)
 		}
 	}
+	// Whoever shows its weight shows the one that counts, and its own beside.
+	patch("0", `{"drain":true}`, 204)
+	d.count("cart", map[string]int{"ready": 2, "draining": 1})
+	var list Service
+	d.api("/api/v1/services/cart", &list)
+	var one, another Instance
+	d.api("/api/v1/services/cart/instances/0", &one)
+	d.api("/api/v1/services/cart/instances/1", &another)
+	for _, in := range []Instance{list.Instances[0], one} {
+		if o := in.Override; in.Weight != 7 || in.OwnWeight != 100 || o == nil || !o.Drain || o.Weight == nil || *o.Weight != 7 || in.Ramp != nil {
+			t.Errorf("with an override: %+v", in)
+		}
+	}
+	if another.Weight != 100 || another.OwnWeight != 100 || another.Override != nil {
+		t.Errorf("without: %+v", another)
+	}
+	if text := d.metrics(t); !strings.Contains(text, `rota_upstream_weight{service="cart",upstream="`+one.Address+`"} 7`) {
+		t.Error("the metric is of another weight")
+	}
+	patch("0", `{"drain":false}`, 204)
 	patch("0", `{"weight":null}`, 204)
 	if got, want := policy(), `{"balance":"round_robin","check":{"interval":"20s","type":"tcp"}}`; got != want {
 		t.Errorf("policy %s, want %s", got, want)
@@ -248,8 +268,36 @@ func TestOverride(t *testing.T) {
 			said++
 		}
 	}
-	if said != 4 {
-		t.Errorf("%d of 4 writes are on record: %+v", said, events)
+	if said != 6 {
+		t.Errorf("%d of 6 writes are on record: %+v", said, events)
+	}
+}
+
+// An instance in its slow start shows how far it has come, and what it is to have.
+func TestRamp(t *testing.T) {
+	etcd := etcdtest.Start(t)
+	d := run(t, etcd, func(c *config.Config) {
+		c.Services = map[string]config.Service{"web": {SlowStart: "10m", Instances: []config.StaticInstance{{Address: backend(t, "old")}}}}
+	})
+	newFleet(t, etcd.Client(), "web", 1)
+	d.count("web", map[string]int{"ready": 2})
+	if status, body := d.ask("PATCH", "/api/v1/services/web/instances/0", `{"weight": 1000}`); status != 204 {
+		t.Fatalf("%d %s", status, body)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		var w Why
+		d.api("/api/v1/why?url=http://web.localhost/", &w)
+		if len(w.Candidates) != 2 || time.Now().After(deadline) {
+			t.Fatalf("candidates %+v", w.Candidates)
+		}
+		old, fresh := w.Candidates[1], w.Candidates[0]
+		if fresh.Weight != 1000 || fresh.Share < 100 { // the policy is under way
+			continue
+		}
+		if r := fresh.Ramp; fresh.OwnWeight != 100 || r == nil || r.Weight != fresh.Share || r.Weight > 900 || time.Until(r.Until) < time.Minute || old.Ramp != nil {
+			t.Errorf("new: %+v with %+v, old: %+v", fresh, r, old)
+		}
+		return
 	}
 }
 

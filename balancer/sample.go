@@ -46,6 +46,10 @@ func (b *Balancer) sample() telemetry.Sample {
 	if err != nil {
 		return s
 	}
+	weights, err := b.control.Weights(ctx, "")
+	if err != nil {
+		return s
+	}
 	for _, v := range services {
 		s.Services = append(s.Services, serviceSample(v.Shared))
 		if cert, file := v.Certificate, v.CertificateFile; cert != nil && !files[file] {
@@ -58,7 +62,7 @@ func (b *Balancer) sample() telemetry.Sample {
 		for _, in := range v.Instances {
 			if name := in.Endpoint.Name; !seen[name] {
 				seen[name] = true
-				s.Upstreams = append(s.Upstreams, upstreamSample(v.Name, &in))
+				s.Upstreams = append(s.Upstreams, upstreamSample(v.Name, &in, weights[in.Endpoint]))
 			}
 		}
 	}
@@ -112,11 +116,11 @@ func serviceSample(v *pool.Service) telemetry.Service {
 	return s
 }
 
-func upstreamSample(service string, in *control.Instance) telemetry.Upstream {
+func upstreamSample(service string, in *control.Instance, weight control.Weight) telemetry.Upstream {
 	e := in.Endpoint
 	u := telemetry.Upstream{
 		Service: service, Upstream: e.Name, State: string(in.Verdict.State), ID: in.Record.ID, Zone: in.Record.Zone, Version: in.Record.Version,
-		Weight: in.Record.EffectiveWeight(), InFlight: e.InFlight(),
+		Weight: weight.Of(in.Record.EffectiveWeight()), InFlight: e.InFlight(),
 	}
 	if st := e.PeekStats(); st != nil {
 		view := st.View()

@@ -6,6 +6,7 @@ package admin
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -144,7 +145,8 @@ type Instance struct {
 	// Since is when it came to that state, if that is known.
 	Since       time.Time         `json:"since,omitzero"`
 	Reason      string            `json:"reason"`
-	Weight      int               `json:"weight"`
+	Weight      int               `json:"weight"`     // the operator's word, else its own
+	OwnWeight   int               `json:"own_weight"` // what its record says
 	InFlight    int               `json:"in_flight"`
 	Zone        string            `json:"zone,omitempty"`
 	Version     string            `json:"version,omitempty"`
@@ -160,8 +162,24 @@ type Instance struct {
 	Latency float64 `json:"latency,omitempty"`
 	// Check is the outcome of the last probe.
 	Check *Check `json:"check,omitempty"`
+	// Override is what an operator has said about it.
+	Override *Word `json:"override,omitempty"`
+	// Ramp is its slow start, while it is in one.
+	Ramp *Ramp `json:"ramp,omitempty"`
 	// LeaseLeft is how many seconds its lease runs if nobody keeps it alive. It is only asked for of a single instance.
 	LeaseLeft *float64 `json:"lease_left,omitempty"`
+}
+
+// Word is an operator's word about an instance.
+type Word struct {
+	Drain  bool `json:"drain,omitempty"`
+	Weight *int `json:"weight,omitempty"` // instead of its own
+}
+
+// Ramp is the slow start of an instance.
+type Ramp struct {
+	Weight int       `json:"weight"` // that it has by now
+	Until  time.Time `json:"until"`
 }
 
 // Check is the outcome of a probe.
@@ -275,7 +293,7 @@ func (a *API) status(w http.ResponseWriter, r *http.Request) {
 
 func (a *API) services(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("service")
-	list, err := a.Control.Services(r.Context(), name)
+	list, weights, err := a.instances(r.Context(), name)
 	if err != nil {
 		problem(w, http.StatusServiceUnavailable, err.Error())
 		return
@@ -284,7 +302,7 @@ func (a *API) services(w http.ResponseWriter, r *http.Request) {
 	for _, s := range list {
 		v := Service{Name: s.Name, Policy: s.Policy, Eligible: s.Eligible, InFlight: s.Shared.InFlight(), Instances: []Instance{}}
 		for _, in := range s.Instances {
-			v.Instances = append(v.Instances, instance(in))
+			v.Instances = append(v.Instances, instance(in, weights[in.Endpoint]))
 		}
 		out = append(out, v)
 	}
@@ -298,6 +316,16 @@ func (a *API) services(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// instances are the services with their instances, and what weights they have that are not their own.
+func (a *API) instances(ctx context.Context, service string) ([]control.Service, map[*pool.Endpoint]control.Weight, error) {
+	list, err := a.Control.Services(ctx, service)
+	if err != nil {
+		return nil, nil, err
+	}
+	weights, err := a.Control.Weights(ctx, service)
+	return list, weights, err
+}
+
 // release gives the suspects of a service up.
 func (a *API) release(w http.ResponseWriter, r *http.Request) {
 	gone, err := a.Control.ReleaseBrake(r.Context(), by(r), r.PathValue("service"))
@@ -308,10 +336,11 @@ func (a *API) release(w http.ResponseWriter, r *http.Request) {
 	reply(w, r, http.StatusOK, Released{gone})
 }
 
-func instance(in control.Instance) Instance {
+func instance(in control.Instance, weight control.Weight) Instance {
+	own := in.Record.EffectiveWeight()
 	v := Instance{
 		ID: in.Record.ID, Address: in.Record.Address, State: string(in.Verdict.State), Reason: in.Verdict.Reason,
-		Weight: in.Record.EffectiveWeight(), InFlight: in.Endpoint.InFlight(), Zone: in.Record.Zone,
+		Weight: weight.Of(own), OwnWeight: own, InFlight: in.Endpoint.InFlight(), Zone: in.Record.Zone,
 		Version: in.Record.Version, Metadata: in.Record.Metadata, Key: in.Key, Static: in.Static,
 		Revision: in.ModRevision, Incarnation: in.Record.Incarnation, Since: in.Since, Until: in.Until,
 	}
@@ -327,6 +356,12 @@ func instance(in control.Instance) Instance {
 			v.Check.Text = r.Err.Error()
 		}
 	}
+	if weight.Override != (config.Override{}) {
+		v.Override = (*Word)(&weight.Override)
+	}
+	if weight.Now > 0 && weight.Now < v.Weight { // not where all are new
+		v.Ramp = &Ramp{weight.Now, weight.Until}
+	}
 	if in.Lease != 0 {
 		v.Lease = leaseText(in.Lease)
 	}
@@ -336,7 +371,7 @@ func instance(in control.Instance) Instance {
 // instance answers with one instance, and asks for its lease.
 func (a *API) instance(w http.ResponseWriter, r *http.Request) {
 	service, id := r.PathValue("service"), r.PathValue("id")
-	list, err := a.Control.Services(r.Context(), service)
+	list, weights, err := a.instances(r.Context(), service)
 	if err != nil {
 		problem(w, http.StatusServiceUnavailable, err.Error())
 		return
@@ -346,7 +381,7 @@ func (a *API) instance(w http.ResponseWriter, r *http.Request) {
 			if in.Record.ID != id {
 				continue
 			}
-			v := instance(in)
+			v := instance(in, weights[in.Endpoint])
 			if left, err := a.Control.LeaseLeft(r.Context(), in.Lease); err == nil {
 				seconds := left.Seconds()
 				v.LeaseLeft = &seconds

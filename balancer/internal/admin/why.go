@@ -138,16 +138,21 @@ func (a *API) why(w http.ResponseWriter, r *http.Request) {
 		problem(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
+	weights, err := a.Control.Weights(r.Context(), choice.Service)
+	if err != nil {
+		problem(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
 	out.Service, out.Policy, out.PolicyRevision = choice.Service, choice.Policy, choice.Revision
 	if to.Pool.Len() == 0 {
 		out.Reason = "no_healthy_upstream"
 	}
 	for _, c := range choice.Endpoints {
-		out.Candidates = append(out.Candidates, candidate(c))
+		out.Candidates = append(out.Candidates, candidate(c, weights[c.Endpoint]))
 	}
 	reply(w, r, http.StatusOK, out)
 }
 
-func candidate(c control.Candidate) Candidate {
-	return Candidate{Instance: instance(c.Instance), Chosen: c.Chosen, Share: c.Weight, Load: c.Endpoint.Load()}
+func candidate(c control.Candidate, weight control.Weight) Candidate {
+	return Candidate{Instance: instance(c.Instance, weight), Chosen: c.Chosen, Share: c.Weight, Load: c.Endpoint.Load()}
 }

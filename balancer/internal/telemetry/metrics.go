@@ -68,7 +68,7 @@ var (
 		"", "service", "upstream", "reason")
 	upState = define(gauge, "upstream_state", "1 for the state an upstream is in.", "Count what is up: sum by (service) (rota_upstream_state{state=\"up\"}).",
 		"service", "upstream", "state")
-	upWeight = define(gauge, "upstream_weight", "The weight that an upstream asks for.", "", "service", "upstream")
+	upWeight = define(gauge, "upstream_weight", "The weight of an upstream: what an operator has given it, else what it asks for.", "", "service", "upstream")
 	upInfo   = define(gauge, "upstream_info", "Always 1; the labels say what an upstream is.", "Join it to the others by service and upstream.",
 		"service", "upstream", "id", "zone", "version")
 
