@@ -2,9 +2,11 @@ package telemetry
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -69,13 +71,21 @@ func expressions(t *testing.T) map[string]string {
 			out["panel "+p.Title+" "+target.Expr] = target.Expr
 		}
 	}
-	// The examples of the documentation.
-	if text, err = os.ReadFile("../../../docs/metrics.md"); err != nil {
+	// What the documentation tells people to ask: code that names a metric and does something with it.
+	pages, err := filepath.Glob("../../../docs/*.md")
+	if err != nil {
 		t.Fatal(err)
 	}
-	_, examples, _ := strings.Cut(string(text), "## Questions")
-	for _, m := range regexp.MustCompile("(?m)\\| `(.+)` \\|$").FindAllStringSubmatch(examples, -1) {
-		out["docs "+m[1]] = m[1]
+	code := regexp.MustCompile("`([^`\n]*rota_[^`\n]*)`")
+	for _, page := range append(pages, "../../../README.md") {
+		if text, err = os.ReadFile(page); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range code.FindAllStringSubmatch(string(text), -1) {
+			if strings.ContainsAny(m[1], "({[") {
+				out[filepath.Base(page)+" "+m[1]] = m[1]
+			}
+		}
 	}
 	if len(out) < 50 {
 		t.Fatalf("only %d expressions", len(out))
@@ -189,6 +199,25 @@ func TestPromtool(t *testing.T) {
 	run("", "check", "config", "prometheus.yml")
 	run("", "check", "rules", "rota.rules.yml")
 	run("", "test", "rules", "rota.rules_test.yml")
+	// The other expressions, as rules that record them.
+	type rule struct{ Record, Expr string }
+	var rules []rule
+	grafana := strings.NewReplacer("$__rate_interval", "5m", "$__interval", "1m", "$__range", "1h", "$service", "web")
+	for where, expr := range expressions(t) {
+		if expr = grafana.Replace(expr); strings.Contains(expr, "$") {
+			t.Errorf("%s: there is a variable left in %s", where, expr)
+		}
+		rules = append(rules, rule{fmt.Sprint("test:", len(rules)), expr})
+	}
+	text, err := yaml.Marshal(map[string]any{"groups": []any{map[string]any{"name": "all", "rules": rules}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "rules.yml")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run("", "check", "rules", file)
 	w := httptest.NewRecorder()
 	NewMetrics("test", full).Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	run(w.Body.String(), "check", "metrics")

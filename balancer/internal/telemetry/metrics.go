@@ -66,7 +66,7 @@ var (
 	upErrors    = define(counter, "upstream_errors_total", "Attempts without an answer, by reason.", "", "service", "upstream", "kind")
 	upEjections = define(counter, "ejections_total", "Times an upstream was taken out of its pool, by reason: refused, failures_in_a_row, failure_rate, flapping.",
 		"", "service", "upstream", "reason")
-	upState = define(gauge, "upstream_state", "1 for the state an upstream is in.", "Count what is up: sum by (service) (rota_upstream_state{state=\"up\"}).",
+	upState = define(gauge, "upstream_state", "1 for the state an upstream is in.", "Count what is up: `sum by (service) (rota_upstream_state{state=\"up\"})`.",
 		"service", "upstream", "state")
 	upWeight = define(gauge, "upstream_weight", "The weight of an upstream: what an operator has given it, else what it asks for.", "", "service", "upstream")
 	upInfo   = define(gauge, "upstream_info", "Always 1; the labels say what an upstream is.", "Join it to the others by service and upstream.",
