@@ -86,6 +86,9 @@ func New(ctx context.Context, version string, logger *zap.Logger) (*Tracing, err
 	case exporter != "" && exporter != "otlp":
 		return nil, fmt.Errorf("OTEL_TRACES_EXPORTER=%s: use otlp or none", exporter)
 	}
+	if err := checkEnvironment(); err != nil {
+		return nil, err
+	}
 	s, err := samplerFromEnv()
 	if err != nil {
 		return nil, err

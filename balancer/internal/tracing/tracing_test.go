@@ -91,12 +91,26 @@ func TestSwitchedOff(t *testing.T) {
 			}
 		})
 	}
-	for name, env := range map[string][2]string{"exporter": {"OTEL_TRACES_EXPORTER", "zipkin"}, "protocol": {"OTEL_EXPORTER_OTLP_PROTOCOL", "smoke"}} {
-		t.Run(name, func(t *testing.T) {
+}
+
+// What is wrong in a variable is an error that names it, and no secret.
+func TestEnvironment(t *testing.T) {
+	for _, c := range []struct{ name, value, want string }{
+		{"OTEL_TRACES_EXPORTER", "zipkin", "OTEL_TRACES_EXPORTER=zipkin: use otlp or none"},
+		{"OTEL_EXPORTER_OTLP_PROTOCOL", "smoke", "OTEL_EXPORTER_OTLP_PROTOCOL=smoke: use http/protobuf or grpc"},
+		{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "localhost:4318", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is no URL"},
+		{"OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "OTEL_EXPORTER_OTLP_TIMEOUT=10s: write a number"},
+		{"OTEL_BSP_MAX_QUEUE_SIZE", "many", "OTEL_BSP_MAX_QUEUE_SIZE=many: write a number"},
+		{"OTEL_EXPORTER_OTLP_HEADERS", "a=b,canary", "OTEL_EXPORTER_OTLP_HEADERS: field 2 has no name or no ="},
+		{"OTEL_EXPORTER_OTLP_CERTIFICATE", "tracing.go", "OTEL_EXPORTER_OTLP_CERTIFICATE: tracing.go holds no certificate"},
+		{"OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere", "OTEL_EXPORTER_OTLP_CERTIFICATE: open /nowhere: "},
+		{"OTEL_EXPORTER_OTLP_CLIENT_KEY", "/nowhere", "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY: "},
+	} {
+		t.Run(c.name+" "+c.value, func(t *testing.T) {
 			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-			t.Setenv(env[0], env[1])
-			if _, err := New(t.Context(), "test", zap.NewNop()); err == nil || !strings.Contains(err.Error(), env[0]+"="+env[1]) {
-				t.Errorf("%v", err)
+			t.Setenv(c.name, c.value)
+			if _, err := New(t.Context(), "test", zap.NewNop()); err == nil || !strings.HasPrefix(err.Error(), c.want) || strings.Contains(err.Error(), "canary") {
+				t.Errorf("%v, want %s", err, c.want)
 			}
 		})
 	}
