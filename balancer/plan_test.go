@@ -138,6 +138,23 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// A route that asks about a parameter whose value is not kept leaves the prediction open, too.
+func TestReplayHidden(t *testing.T) {
+	now := new(route.Table)
+	then := now.With(route.Change{Router: route.NewRouter([]route.Route{{
+		Name: "r", Service: "web", Rules: &route.Rules{Conditions: []route.Condition{{Of: route.OfQuery, Name: "api key", Value: "secret"}}},
+	}}, func(string, route.Subset) int { return 0 })})
+	for query, uncertain := range map[string]int{
+		"?api+key=secret": 1, "?a=1&api%20key=other": 1, "?token=secret": 0, "?api+key": 0, "?other=1": 0, "": 0,
+	} {
+		o := observer{journal: journal.New(1)}
+		o.remember(&proxy.Record{Start: time.Unix(1, 0), Method: []byte("GET"), Host: []byte("a"), Path: []byte("/"), Query: []byte(query), Table: now})
+		if plan := admin.Replay(&control.Preview{Now: now, Then: then}, o.journal.Sample()); plan.Uncertain != uncertain || plan.Replayed != 1 {
+			t.Errorf("%s: %d uncertain of %d, want %d", query, plan.Uncertain, plan.Replayed, uncertain)
+		}
+	}
+}
+
 // A route that asks about a field which is not kept leaves the prediction open, and says so.
 func TestReplayUncertain(t *testing.T) {
 	now := new(route.Table)

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 
 	"github.com/rota-lb/rota/balancer/internal/control"
 	"github.com/rota-lb/rota/balancer/internal/journal"
 	"github.com/rota-lb/rota/balancer/internal/route"
+	"github.com/rota-lb/rota/balancer/internal/telemetry"
 	"github.com/rota-lb/rota/balancer/pool"
 	"github.com/rota-lb/rota/config"
 )
@@ -31,8 +33,8 @@ type Plan struct {
 	Conflicts []Conflict `json:"conflicts,omitempty"`
 	// Services are those of which another number of instances would take requests.
 	Services []Capacity `json:"services,omitempty"`
-	// Replayed is how many sampled requests were matched again. Not all header fields are kept, least of all secrets: Uncertain is
-	// for how many of them a route asked about one that is not.
+	// Replayed is how many sampled requests were matched again. Not all header fields are kept, and no secrets, in the query either:
+	// Uncertain is for how many of them a route asks about one that is not.
 	Replayed  int `json:"replayed"`
 	Uncertain int `json:"uncertain,omitempty"`
 	// Moves are the requests that would go elsewhere, or meet a service that would be under its floor.
@@ -162,12 +164,13 @@ func Replay(p *control.Preview, sample []journal.Entry) Plan {
 	examples := map[Move]string{}
 	visits := map[string]float64{} // of services, then
 	broken := 0.0
+	parameters := asked(p.Now, p.Then)
 	for _, e := range sample {
 		fields := kept{Fields: e.Fields}
 		q := request(&e, &fields)
 		now, then := spread(p.Now, q, p.Had), spread(p.Then, q, p.Has)
 		out.Replayed++
-		if fields.unknown {
+		if fields.unknown || hides(e.Query, parameters) {
 			out.Uncertain++
 		}
 		for _, at := range then {
@@ -199,6 +202,44 @@ func Replay(p *control.Preview, sample []journal.Entry) Plan {
 		out.Broken = broken / float64(out.Replayed)
 	}
 	return out
+}
+
+// asked are the parameters of queries that routes of the tables ask about.
+func asked(tables ...*route.Table) map[string]bool {
+	names := map[string]bool{}
+	for _, t := range tables {
+		if t.Router() == nil {
+			continue
+		}
+		for _, r := range t.Router().Routes {
+			if r.Rules == nil {
+				continue
+			}
+			for _, c := range r.Rules.Conditions {
+				if c.Of == route.OfQuery {
+					names[c.Name] = true
+				}
+			}
+		}
+	}
+	return names
+}
+
+// hides reports whether the value of one of the parameters was not kept.
+func hides(query string, parameters map[string]bool) bool {
+	if len(parameters) == 0 || !strings.Contains(query, telemetry.Redacted) {
+		return false
+	}
+	for text := range strings.SplitSeq(strings.TrimPrefix(query, "?"), "&") {
+		name, value, _ := strings.Cut(text, "=")
+		if known, err := url.QueryUnescape(name); err == nil {
+			name = known
+		}
+		if parameters[name] && strings.Contains(value, telemetry.Redacted) {
+			return true
+		}
+	}
+	return false
 }
 
 // conflicts are those of a preview that are not there now.

@@ -12,8 +12,8 @@ var usual = newNames([]string{"token", "auth", "secret", "password", "passwd", "
 // credentials are names of header fields that carry some beside.
 var credentials = newNames([]string{"authorization", "cookie"})
 
-// redacted stands for a value that is not written down.
-const redacted = "REDACTED"
+// Redacted stands for a value that is not written down.
+const Redacted = "REDACTED"
 
 // Redactor knows the names of what is not written down, in logs, spans and the journal: the usual ones, and those that [Redactor.Set]
 // has added. The zero value and nil know the usual ones. It may be used concurrently.
@@ -72,9 +72,9 @@ func query(text []byte, named func(name []byte) bool) []byte {
 		}
 		if value := at + secretValue(text[at:end], named); value < end {
 			if out == nil {
-				out = make([]byte, 0, len(text)+2*len(redacted))
+				out = make([]byte, 0, len(text)+2*len(Redacted))
 			}
-			out = append(append(out, text[done:value]...), redacted...)
+			out = append(append(out, text[done:value]...), Redacted...)
 			done = end
 		}
 		at = end + 1
