@@ -131,6 +131,7 @@ func TestAdminAccess(t *testing.T) {
 		{"by a name below", []string{"Authorization", right, "Host", "x.rota.example.com"}, 421},
 		{"by a name above", []string{"Authorization", right, "Host", "localhost.example.com"}, 421},
 		{"by a foreign address", []string{"Authorization", right, "Host", "192.0.2.1:" + port}, 421},
+		{"by any address", []string{"Authorization", right, "Host", "0.0.0.0:" + port}, 421},
 		{"by a number", []string{"Authorization", right, "Host", "2130706433"}, 421},
 
 		{"from a foreign page", []string{"Authorization", right, "Origin", "http://evil.example.com"}, 403},

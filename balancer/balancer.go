@@ -476,10 +476,11 @@ func (b *Balancer) open(ctx context.Context) {
 	}
 }
 
-// hosts are the names of the admin API: those that are configured, and the one that it was bound by.
+// hosts are the names of the admin API: those that are configured, and the one that it was bound by. An address is known from the
+// connection.
 func (b *Balancer) hosts() []string {
 	host, _, err := net.SplitHostPort(b.config.Admin.Address)
-	if err != nil || host == "" {
+	if _, address := netip.ParseAddr(host); err != nil || host == "" || address == nil {
 		return b.config.Admin.Hosts
 	}
 	return append([]string{host}, b.config.Admin.Hosts...)
