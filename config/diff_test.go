@@ -17,6 +17,7 @@ func TestDiff(t *testing.T) {
 	}
 	a := read(`
 etcd: {username: u, password: one}
+admin: {tokens: {alice: {token: alice-has-this-one}}}
 listeners: [{address: ":8080"}]
 routes:
   - {name: cart, host: shop.example.com, path: /cart, service: cart, timeout: 15s}
@@ -26,6 +27,7 @@ services: {cart: {balance: p2c, overrides: {a: {drain: true}}}, gone: {balance: 
 `)
 	b := read(`
 etcd: {username: u, password: two}
+admin: {tokens: {alice: {token: alice-has-another-one}, bob: {token: bob-has-this-one}}}
 listeners: [{address: ":8081"}]
 routes:
   - {name: new, path: /new, service: new}
@@ -35,6 +37,9 @@ services: {cart: {balance: round_robin, overrides: {b: {drain: true}}}}
 timeouts: {connect: 2s}
 `)
 	want := []Difference{
+		{"admin.tokens.alice.token", "(hidden)", "(hidden)", true},
+		{"admin.tokens.bob", "", "{}", true},
+		{"admin.tokens.bob.token", "", "(hidden)", true},
 		{"etcd.password", "(hidden)", "(hidden)", true},
 		{"listeners", `[{"address":":8080","protocol":"http"}]`, `[{"address":":8081","protocol":"http"}]`, true},
 		{"routes.api.request_headers.set.Authorization", "(hidden)", "(hidden)", false},
