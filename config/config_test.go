@@ -577,3 +577,33 @@ func TestGrant(t *testing.T) {
 		}
 	}
 }
+
+// Tokens are read by the names of who has them; one that two have would not tell them apart.
+func TestReadTokens(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("of-the-file\nand more\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		admin Admin
+		want  map[string]string
+		err   string
+	}{
+		{Admin{}, map[string]string{}, ""},
+		{Admin{TokenFile: file}, map[string]string{"": "of-the-file"}, ""},
+		{Admin{Token: "a", Tokens: map[string]AdminToken{"alice": {Token: "b"}, "bob": {TokenFile: file}}}, map[string]string{"": "a", "alice": "b", "bob": "of-the-file"}, ""},
+		{Admin{Tokens: map[string]AdminToken{"alice": {Token: "a"}, "bob": {Token: "a"}}}, nil, "admin.tokens.bob: it is the token of alice, too"},
+		{Admin{Token: "a", Tokens: map[string]AdminToken{"alice": {Token: "a"}}}, nil, "admin.tokens.alice: it is the token of nobody in particular, too"},
+		{Admin{Tokens: map[string]AdminToken{"alice": {TokenFile: os.DevNull}}}, nil, "admin.tokens.alice: " + os.DevNull + " is empty"},
+		{Admin{TokenFile: file + "?"}, nil, "admin.token_file: open "},
+	} {
+		got, err := c.admin.ReadTokens()
+		if c.err != "" {
+			if err == nil || !strings.HasPrefix(err.Error(), c.err) {
+				t.Errorf("%+v: %v, want %s", c.admin, err, c.err)
+			}
+		} else if diff := cmp.Diff(c.want, got); err != nil || diff != "" {
+			t.Errorf("%+v: %v %s", c.admin, err, diff)
+		}
+	}
+}
