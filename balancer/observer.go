@@ -35,9 +35,9 @@ func (o observer) Done(r *proxy.Record) {
 		return
 	}
 	a := telemetry.Access{
-		Start: r.Start, Client: r.Client, Method: r.Method, Host: r.Host, URI: r.Path, Query: r.Query,
-		UserAgent: r.UserAgent, Referer: r.Referer, ID: r.ID, Minor: r.Minor, TLS: r.TLS, Status: r.Status, UpstreamStatus: r.UpstreamStatus,
-		Attempts: r.Attempts, Size: r.BytesOut, BodySize: max(0, r.BytesOut-r.HeadOut), BytesRead: r.BytesIn, BodyRead: r.BytesIn, Duration: r.Duration, UpstreamLatency: r.Upstream,
+		Start: r.Start, Peer: r.Peer, Client: r.Client, Method: r.Method, Host: r.Host, URI: r.Path, Query: r.Query,
+		UserAgent: r.UserAgent, Referer: r.Referer, ID: r.ID, Minor: r.Minor, TLS: r.TLS, TLSVersion: r.TLSVersion, TLSCipher: r.TLSCipher, TLSResumed: r.TLSResumed, Status: r.Status, UpstreamStatus: r.UpstreamStatus,
+		Attempts: r.Attempts, Size: r.BytesOut, BodySize: max(0, r.BytesOut-r.HeadOut), BytesRead: r.BytesIn, BodyRead: max(0, r.BytesIn-r.HeadIn), Duration: r.Duration, UpstreamLatency: r.Upstream,
 		Reason: string(r.Reason), Flag: r.Reason.Flag(), TableRevision: r.Table.Revision,
 	}
 	if r.Route != nil {

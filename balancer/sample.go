@@ -37,9 +37,7 @@ func (b *Balancer) sample() telemetry.Sample {
 			s.Certificates = append(s.Certificates, telemetry.Certificate{File: e.File, Names: e.Name, NotAfter: e.NotAfter})
 		}
 	}
-	unrouted := serviceSample(b.proxy.Unrouted())
-	unrouted.Name = telemetry.Other
-	s.Services = append(s.Services, unrouted)
+	s.Services = append(s.Services, serviceSample(b.proxy.Unrouted()))
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	services, err := b.control.Services(ctx, "")

@@ -68,6 +68,29 @@ func TestStory(t *testing.T) {
 	}
 	d.count("cart", map[string]int{"ready": 3})
 
+	// A route comes, is changed, and goes.
+	told := func(what string) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			for _, l := range logged.FilterMessage("routes have changed").All() {
+				if fmt.Sprint(l.ContextMap()[what]) == "[etcd shop]" {
+					return
+				}
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("that the route was %s is not told", what)
+			}
+		}
+	}
+	put(t, f.etcd, "/rota/routes/shop", `{"path": "/", "service": "cart"}`)
+	told("added")
+	put(t, f.etcd, "/rota/routes/shop", `{"path": "/", "service": "cart", "priority": 1}`)
+	told("changed")
+	if _, err := f.etcd.Delete(ctx, "/rota/routes/shop"); err != nil {
+		t.Fatal(err)
+	}
+	told("removed")
+
 	want := map[string][]string{
 		"0": {"info instance ready: registered", "info instance draining: the policy of its service says so", "info instance ready: registered"},
 		"1": {"info instance ready: registered", "info instance draining: it says it is draining", "info instance gone: "},

@@ -1,6 +1,8 @@
 package balancer
 
 import (
+	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -150,5 +152,55 @@ func TestRedaction(t *testing.T) {
 	}
 	if !seen["card_number=REDACTED&token=REDACTED&pin=7"] || !seen["card_number=REDACTED&token=REDACTED&pin=REDACTED"] || strings.Contains(fmt.Sprint(r.spans), "canary") {
 		t.Errorf("spans are about %v", seen)
+	}
+}
+
+// The access log tells who is connected from whom a trusted proxy names, counts bodies without heads, and knows the TLS of a connection.
+func TestAccessLogConnection(t *testing.T) {
+	_, trusted, certFile, keyFile := pair(t, "shop.example")
+	file := filepath.Join(t.TempDir(), "access.log")
+	d := run(t, nil, func(c *config.Config) {
+		c.Etcd.Disabled, c.Log.Access, c.TrustedProxies = true, file, []string{"127.0.0.0/8"}
+		c.Listeners[0].Protocol, c.Listeners[0].TLS = "https", config.TLS{Certificates: []config.Certificate{{Cert: certFile, Key: keyFile}}}
+		c.Routes = []config.Route{{Name: "r", Service: "web"}}
+		c.Services = map[string]config.Service{"web": static(backend(t, "hello"))}
+	})
+	req, err := http.NewRequest("POST", strings.Replace(d.url, "http://", "https://", 1)+"/cart", strings.NewReader("four"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Forwarded-For", "192.0.2.7")
+	resp, err := browser(t, &tls.Config{RootCAs: trusted, ServerName: "shop.example", MinVersion: tls.VersionTLS13}).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if err := d.stop(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var line struct {
+		Request struct {
+			Remote string `json:"remote_ip"`
+			Port   string `json:"remote_port"`
+			Client string `json:"client_ip"`
+			TLS    struct {
+				Version int
+				Resumed bool
+				Suite   int `json:"cipher_suite"`
+			}
+		}
+		Size int
+		Read int `json:"bytes_read"`
+	}
+	if err := json.Unmarshal(text, &line); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	if r := line.Request; r.Remote != "127.0.0.1" || r.Port == "0" || r.Client != "192.0.2.7" || r.TLS.Version != tls.VersionTLS13 || r.TLS.Suite == 0 || r.TLS.Resumed ||
+		line.Size != len("hello") || line.Read != len("four") {
+		t.Errorf("logged: %s", text)
 	}
 }

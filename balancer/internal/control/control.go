@@ -710,6 +710,7 @@ func (c *Controller) publish() {
 	if c.reroute {
 		if r := change.Router; c.table.Generation > 0 && !slices.EqualFunc(r.Routes, c.table.Router().Routes, sameRoute) {
 			c.say(EventRoutes, fmt.Sprintf("%d routes, %d of them can never match", len(r.Routes), len(r.Conflicts)))
+			c.tellRoutes(c.table.Router(), r)
 		}
 		for name, s := range c.services {
 			c.slots[name] = s.slot

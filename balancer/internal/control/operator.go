@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"time"
 
 	"go.uber.org/zap"
@@ -88,22 +87,7 @@ func (c *Controller) Override(ctx context.Context, by, service, id string, chang
 	}
 	var said config.Override
 	err := editor.Edit(ctx, registry.Keys{Prefix: c.Prefix}.Policy(service), func(old []byte) ([]byte, error) {
-		return config.EditPolicy(service, old, func(p *config.Service) {
-			said = p.Overrides[id]
-			change(&said)
-			p.Overrides = maps.Clone(p.Overrides)
-			if said == (config.Override{}) {
-				delete(p.Overrides, id)
-			} else {
-				if p.Overrides == nil {
-					p.Overrides = map[string]config.Override{}
-				}
-				p.Overrides[id] = said
-			}
-			if len(p.Overrides) == 0 {
-				p.Overrides = nil
-			}
-		})
+		return config.EditPolicy(service, old, func(p *config.Service) { said = override(p, id, change) })
 	})
 	if err != nil {
 		return err

@@ -64,7 +64,7 @@ func TestPreview(t *testing.T) {
 			now = now.Add(time.Second)
 			switch e := m.Endpoint; rapid.IntRange(0, 4).Draw(t, "condition") {
 			case 0:
-				f.Refused(e, now, none)
+				f.Refused(e, false, now, none)
 			case 1:
 				f.Failing(e, "failures_in_a_row", "it fails", now, none)
 			case 2:

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"encoding/hex"
 	"hash/maphash"
 	"math/rand/v2"
@@ -19,8 +20,10 @@ func (x *exchange) identify() {
 	peer := x.rec.Client.Addr()
 	x.hop = http1.Hop{Peer: peer, Proto: "http", Host: r.Host, Port: r.Port, Via: x.proxy.Name}
 	if secure, ok := x.conn.(*netloop.Secure); ok {
+		state := secure.State()
 		x.rec.TLS, x.hop.Proto = true, "https"
-		x.hop.Subject = subject(secure)
+		x.rec.TLSVersion, x.rec.TLSCipher, x.rec.TLSResumed = state.Version, state.CipherSuite, state.DidResume
+		x.hop.Subject = subject(&state)
 	}
 	if (len(s.Trusted) > 0 || s.TrustUnix) && s.trusts(peer) {
 		x.hop.Trusted = true
@@ -65,8 +68,7 @@ func saneID(id []byte) bool {
 }
 
 // subject is the subject of a verified client certificate, fit for a header field.
-func subject(c *netloop.Secure) []byte {
-	state := c.State()
+func subject(state *tls.ConnectionState) []byte {
 	if len(state.VerifiedChains) == 0 {
 		return nil
 	}

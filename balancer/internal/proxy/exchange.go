@@ -148,8 +148,8 @@ func (x *exchange) begin(head []byte) {
 		x.hop = http1.Hop{}
 	}
 	x.rec = Record{
-		Loop: x.loop.Index(), Start: x.loop.Now(), Client: x.conn.Remote(), Table: x.proxy.store.Load(),
-		BytesIn: int64(len(head)),
+		Loop: x.loop.Index(), Start: x.loop.Now(), Peer: x.conn.Remote(), Client: x.conn.Remote(), Table: x.proxy.store.Load(),
+		BytesIn: int64(len(head)), HeadIn: int64(len(head)),
 	}
 	x.keep, x.body, x.rules, x.deadline = false, body{}, &plainRules, time.Time{}
 	x.timeouts, x.retries = x.settings.Timeouts, x.settings.Retries

@@ -103,8 +103,12 @@ type Observer interface {
 type Record struct {
 	Loop   int
 	Start  time.Time
+	Peer   netip.AddrPort // who is connected, or as a PROXY header says
 	Client netip.AddrPort // as a trusted proxy names it, then without port; else the peer
 	TLS    bool
+	// TLSVersion and TLSCipher are crypto/tls's numbers.
+	TLSVersion, TLSCipher uint16
+	TLSResumed            bool
 
 	Method, Host, Path, Query []byte // empty when the head was refused before they were known
 	Minor                     int
@@ -126,6 +130,7 @@ type Record struct {
 	// UpstreamStatus is the upstream's; zero when it did not answer.
 	UpstreamStatus int
 	BytesIn        int64         // of request bodies, and heads; of a tunnel, what the client has sent
+	HeadIn         int64         // of that, the head
 	BytesOut       int64         // heads and bodies sent to the client
 	HeadOut        int64         // of that, the final head
 	Upstream       time.Duration // of the last attempt, to the response head
@@ -161,7 +166,7 @@ type Proxy struct {
 var _ netloop.Handler = (*Proxy)(nil)
 
 // Nowhere is the service label of requests that reached no service: refused ones, redirects, and those no route matched.
-const Nowhere = "_none"
+const Nowhere = "_other"
 
 // Unrouted is the service that counts those requests.
 func (p *Proxy) Unrouted() *pool.Service { return p.nowhere }

@@ -21,9 +21,6 @@ import (
 // States are the values of the label "state". What membership calls ready is up here, as elsewhere.
 var States = []string{"up", "starting", "draining", "suspect", "ejected", "down", "replaced"}
 
-// Other is the service of requests that reached none.
-const Other = "_other"
-
 // family is what there is to say of a metric. Help ends up in the exposition, Use in the documentation.
 type family struct {
 	*prometheus.Desc
