@@ -125,6 +125,7 @@ func (c *Controller) doubt(ctx context.Context, tick bool) {
 	for service := range c.panics {
 		if !panics[service] {
 			c.events.add(Event{At: time.Now(), Kind: EventPanic, Service: service, Text: "over"})
+			c.Logger.Info("instances are in a good condition again: the others get no requests", zap.String("service", service))
 		}
 	}
 	c.panics = panics

@@ -110,8 +110,16 @@ func (c *Controller) tell() {
 			log = c.Logger.Warn
 		}
 		log("instance "+string(t.To), zap.String("service", t.Service), zap.String("instance", t.ID), zap.String("address", t.Address),
-			zap.String("was", string(t.From)), zap.String("why", t.Reason), zap.Int64("revision", t.Revision))
+			zap.String("was", string(t.From)), zap.String("why", t.Reason), broughtAbout(t.Revision))
 	}
+}
+
+// broughtAbout is the revision that has brought something about; nothing where none has.
+func broughtAbout(revision int64) zap.Field {
+	if revision == 0 {
+		return zap.Skip()
+	}
+	return zap.Int64("revision", revision)
 }
 
 // mostTold is how many changes a second are logged one by one.
