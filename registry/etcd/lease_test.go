@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -370,5 +372,56 @@ func TestCloseLeavesAndRevokes(t *testing.T) {
 	}
 	if err := c.Close(); err != nil {
 		t.Errorf("second Close: %v", err)
+	}
+}
+
+// A fleet of processes comes back after an outage of etcd within the life of a lease, ROTA_TEST_FLEET instances of it, and not all
+// at one moment.
+func TestFleetReturns(t *testing.T) {
+	t.Parallel()
+	n := 100
+	if text := os.Getenv("ROTA_TEST_FLEET"); text != "" {
+		var err error
+		if n, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const each = 5 // instances of a process
+	s := etcdtest.Start(t)
+	var all []registry.Registration
+	for i := 0; i < n; i += each {
+		c := dial(t, s.Endpoints())
+		for k := range each {
+			reg, err := c.Register(context.Background(), instance(fmt.Sprintf("fleet-%d", i+k), "a"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, reg)
+		}
+	}
+	for _, reg := range all {
+		waitState(t, reg, registry.Registered)
+	}
+	s.Stop()
+	down := time.Now()
+	for _, reg := range all {
+		waitState(t, reg, registry.Retrying)
+	}
+	<-time.After(time.Until(down.Add(2 * testTTL)))
+	s.Restart()
+	up := time.Now()
+	var returned []time.Duration
+	for _, reg := range all {
+		waitState(t, reg, registry.Registered)
+		returned = append(returned, time.Since(up))
+	}
+	last := slices.Max(returned)
+	t.Logf("%d instances are back: the first after %v, the last after %v", n, slices.Min(returned), last)
+	if last > 2*testTTL {
+		t.Errorf("the last is back after %v, leases live for %v", last, testTTL)
+	}
+	resp, err := s.Client().Get(limit(t), registry.DefaultPrefix+"/services/fleet-", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil || resp.Count != int64(len(all)) {
+		t.Errorf("etcd has %d of %d, %v", resp.Count, len(all), err)
 	}
 }

@@ -143,19 +143,21 @@ type Instance struct {
 	Address string `json:"address"`
 	State   string `json:"state"`
 	// Since is when it came to that state, if that is known.
-	Since       time.Time         `json:"since,omitzero"`
-	Reason      string            `json:"reason"`
-	Weight      int               `json:"weight"`     // the operator's word, else its own
-	OwnWeight   int               `json:"own_weight"` // what its record says
-	InFlight    int               `json:"in_flight"`
-	Zone        string            `json:"zone,omitempty"`
-	Version     string            `json:"version,omitempty"`
-	Metadata    map[string]string `json:"metadata,omitempty"`
-	Key         string            `json:"key,omitempty"`
-	Static      bool              `json:"static,omitempty"`
-	Revision    int64             `json:"revision,omitempty"`
-	Lease       string            `json:"lease,omitempty"`
-	Incarnation string            `json:"incarnation,omitempty"`
+	Since     time.Time         `json:"since,omitzero"`
+	Reason    string            `json:"reason"`
+	Weight    int               `json:"weight"`     // the operator's word, else its own
+	OwnWeight int               `json:"own_weight"` // what its record says
+	InFlight  int               `json:"in_flight"`
+	Zone      string            `json:"zone,omitempty"`
+	Version   string            `json:"version,omitempty"`
+	Metadata  map[string]string `json:"metadata,omitempty"`
+	// Extra are the fields of its record that this version does not know.
+	Extra       map[string]json.RawMessage `json:"extra,omitempty"`
+	Key         string                     `json:"key,omitempty"`
+	Static      bool                       `json:"static,omitempty"`
+	Revision    int64                      `json:"revision,omitempty"`
+	Lease       string                     `json:"lease,omitempty"`
+	Incarnation string                     `json:"incarnation,omitempty"`
 	// Until is when its state ends by itself.
 	Until time.Time `json:"until,omitzero"`
 	// Latency is the mean time to the head of its answers, in seconds, since the daemon runs; zero when there were none.
@@ -341,7 +343,7 @@ func instance(in control.Instance, weight control.Weight) Instance {
 	v := Instance{
 		ID: in.Record.ID, Address: in.Record.Address, State: string(in.Verdict.State), Reason: in.Verdict.Reason,
 		Weight: weight.Of(own), OwnWeight: own, InFlight: in.Endpoint.InFlight(), Zone: in.Record.Zone,
-		Version: in.Record.Version, Metadata: in.Record.Metadata, Key: in.Key, Static: in.Static,
+		Version: in.Record.Version, Metadata: in.Record.Metadata, Extra: in.Record.Extra, Key: in.Key, Static: in.Static,
 		Revision: in.ModRevision, Incarnation: in.Record.Incarnation, Since: in.Since, Until: in.Until,
 	}
 	if st := in.Endpoint.PeekStats(); st != nil {
