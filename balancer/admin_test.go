@@ -506,6 +506,7 @@ func TestAudit(t *testing.T) {
 		{"PUT", route, `{"path":"/","service":"cart"}`, 204, "route shop written", "", "", "alice"},
 		{"DELETE", route, "", 204, "route shop deleted", "", "", ""},
 		{"POST", "/api/v1/services/cart/release", "", 200, "0 suspects given up", "cart", "", "alice"},
+		{"DELETE", "/api/v1/orphans", "", 200, "0 keys given up that the registry does not have", "", "", "alice"},
 		{"PUT", "/api/v1/loglevel", `{"level":"info"}`, 200, "log level info", "", "", "alice"},
 		{"PUT", "/api/v1/loglevel", `{"level":"info"}`, 401, "", "", "", "mallory"},
 	}

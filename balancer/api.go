@@ -20,6 +20,8 @@ type (
 	Draft = admin.Draft
 	// Event is one of /api/v1/events.
 	Event = admin.Event
+	// Dropped is the answer of DELETE /api/v1/orphans.
+	Dropped = admin.Dropped
 	// Released is the answer of /api/v1/services/{service}/release.
 	Released = admin.Released
 	// Routes is the answer of /api/v1/routes.

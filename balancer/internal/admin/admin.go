@@ -83,6 +83,9 @@ type Status struct {
 	// Doubted is how many endpoints are in no good condition: suspects, ejected, down, or not proven yet.
 	Doubted int     `json:"doubted"`
 	Brakes  []Brake `json:"brakes,omitempty"`
+	// Orphans are the keys of routes, policies and grants that are in use though the registry does not have them: it is another
+	// store than the one that they were written to.
+	Orphans []string `json:"orphans,omitempty"`
 	// Denied are claims of instances that no grant covers.
 	Denied []Denied `json:"denied,omitempty"`
 	// Panics are services so few of which are in a good condition that all of them get requests.
@@ -91,7 +94,7 @@ type Status struct {
 
 // Brake says that so many records of a service were lost at once that its instances serve on while they answer.
 type Brake struct {
-	Service string    `json:"service"`
+	Service string    `json:"service"` // empty is all services together
 	Since   time.Time `json:"since"`
 	Lost    int       `json:"lost"`
 	Of      int       `json:"of"`
@@ -121,6 +124,11 @@ type Denied struct {
 	Service string `json:"service"`
 	Host    string `json:"host,omitempty"`
 	Path    string `json:"path,omitempty"`
+}
+
+// Dropped is the answer of DELETE /api/v1/orphans.
+type Dropped struct {
+	Keys []string `json:"keys"`
 }
 
 // Released is the answer of /api/v1/services/{service}/release.
@@ -276,7 +284,7 @@ func (a *API) status(w http.ResponseWriter, r *http.Request) {
 	s := Status{
 		Version: a.Version, Started: a.Started, Ready: ready, Reasons: reasons, Engine: a.Engine, Listeners: a.Listeners,
 		Connections: open, Serving: serving, Generation: c.Generation, Services: c.Services, Instances: c.Instances,
-		Routes: c.Routes, Conflicts: c.Conflicts, Doubted: c.Doubted, Snapshot: c.Snapshot, Panics: c.Panics,
+		Routes: c.Routes, Conflicts: c.Conflicts, Doubted: c.Doubted, Snapshot: c.Snapshot, Panics: c.Panics, Orphans: c.Orphans,
 	}
 	for _, b := range c.Brakes {
 		s.Brakes = append(s.Brakes, Brake(b))
@@ -336,6 +344,16 @@ func (a *API) release(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	reply(w, r, http.StatusOK, Released{gone})
+}
+
+// dropOrphans gives up what the registry does not have.
+func (a *API) dropOrphans(w http.ResponseWriter, r *http.Request) {
+	keys, err := a.Control.GiveUpOrphans(r.Context(), by(r))
+	if err != nil {
+		problem(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
+	reply(w, r, http.StatusOK, Dropped{append([]string{}, keys...)})
 }
 
 func instance(in control.Instance, weight control.Weight) Instance {

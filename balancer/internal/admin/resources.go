@@ -40,6 +40,7 @@ func (a *API) resources() []resource {
 		{method: "DELETE", path: "/api/v1/services/{service}/policy", summary: "Delete it; If-Match heeded", query: forced, do: a.setPolicy},
 		{method: "GET", path: "/api/v1/services/{service}/instances/{id}", summary: "One instance, with what is left of its lease", out: Instance{}, do: a.instance},
 		{method: "PATCH", path: "/api/v1/services/{service}/instances/{id}", summary: "Drain an instance, or give it another weight, in the policy of its service", query: forced, in: Override{}, do: a.override},
+		{method: "DELETE", path: "/api/v1/orphans", summary: "Give up the routes, policies and grants that the registry, another store than before, does not have", out: Dropped{}, do: a.dropOrphans},
 		{method: "GET", path: "/api/v1/routes", summary: "The routes in effect, and those that can never match", out: Routes{}, do: a.routes},
 		{method: "GET", path: "/api/v1/routes/{name}", summary: "A route in the registry", out: json.RawMessage{}, do: a.route},
 		{method: "PUT", path: "/api/v1/routes/{name}", summary: "Write it; If-Match heeded", query: forced, in: json.RawMessage{}, do: a.setRoute},
