@@ -144,7 +144,7 @@ func (f *Fold) changed(m *Member, touched map[string]bool) {
 // become gives a member a verdict, and notes what that changes.
 func (f *Fold) become(m *Member, v Verdict) {
 	if was := m.Verdict.State; was != v.State {
-		if m.since = f.at; was != "" {
+		if m.since = f.at.UnixNano(); was != "" {
 			f.moved(m, was, v.State, v.Reason, v.Revision)
 		}
 	}

@@ -70,14 +70,14 @@ type Member struct {
 	// CreateRevision and ModRevision are the store's; zero when static.
 	CreateRevision, ModRevision int64
 
-	since     time.Time  // the state is what it is; zero if it was when we came
+	since     int64      // Unix nanoseconds: the state is what it is; zero if it was when we came
 	condition *condition // nil is a good one
 }
 
 // Since is when the verdict came about, as far as that is known.
 func (m *Member) Since() time.Time {
-	if !m.since.IsZero() {
-		return m.since
+	if m.since != 0 {
+		return time.Unix(0, m.since)
 	}
 	return m.Instance.RegisteredAt
 }
@@ -341,7 +341,7 @@ func (f *Fold) put(c *registry.Change, how entry, now time.Time, touched map[str
 	switch {
 	case was != "":
 	case how == found:
-		m.since = time.Time{}
+		m.since = 0
 	default:
 		f.moved(m, was, m.Verdict.State, m.Verdict.Reason, m.ModRevision)
 	}
