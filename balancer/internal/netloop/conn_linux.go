@@ -385,6 +385,9 @@ func unread(raw syscall.RawConn) (some bool) {
 	return some
 }
 
+// lastAccept is how long a listener that is being closed waits for a connection of which queued has said that it is there.
+const lastAccept = lastAccepts
+
 // queued reports whether a connection waits to be accepted from a listener of package net.
 func queued(raw syscall.RawConn) bool {
 	fds := []unix.PollFd{{Events: unix.POLLIN}}

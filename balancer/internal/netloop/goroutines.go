@@ -120,12 +120,8 @@ type goListener struct {
 	done   chan struct{} // closed when nothing is accepted any more
 }
 
-// A listener that is being closed waits for another connection of the kernel's queue for lastAccept, where it cannot ask whether
-// there is one, and for all of them for lastAccepts.
-const (
-	lastAccept  = 5 * time.Millisecond
-	lastAccepts = time.Second
-)
+// lastAccepts is how long a listener that is being closed accepts what waits in the kernel's queue.
+const lastAccepts = time.Second
 
 func (l *goListener) Addr() net.Addr { return l.net.Addr() }
 
