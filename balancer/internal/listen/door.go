@@ -103,6 +103,9 @@ func (a *announced) Below() netloop.Conn { return a.Conn }
 // Pending implements netloop.Layer.
 func (a *announced) Pending() bool { return len(a.rest) > 0 }
 
+// Plain implements netloop.Layer: with the rest read it is only a sign that the connection has passed.
+func (a *announced) Plain() bool { return len(a.rest) == 0 }
+
 // Least implements netloop.Layer.
 func (a *announced) Least() int { return 1 }
 

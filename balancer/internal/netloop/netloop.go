@@ -105,6 +105,9 @@ type Layer interface {
 	Below() Conn
 	// Pending reports whether there may be something to read that was taken from the connection below already.
 	Pending() bool
+	// Plain reports whether it has no part in the bytes any more: what is read from it and written to it goes over the
+	// connection below as it is.
+	Plain() bool
 	// Least is the number of bytes below that the shortest message of the peer takes: fewer before the end of its stream
 	// only say that it leaves.
 	Least() int

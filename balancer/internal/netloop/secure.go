@@ -76,6 +76,9 @@ func (s *Secure) Below() Conn { return s.Conn }
 // Pending implements [Layer].
 func (s *Secure) Pending() bool { return s.full || s.w > s.r }
 
+// Plain implements [Layer].
+func (s *Secure) Plain() bool { return false }
+
 // Least implements [Layer]: a record with an alert is shorter than one with a request line.
 func (s *Secure) Least() int { return 32 }
 
@@ -181,7 +184,7 @@ func (s *Secure) flush(once bool) error {
 		s.mu.Unlock()
 		var err error
 		if once {
-			s.Conn.(interface{ tryWrite(b []byte) }).tryWrite(out)
+			base(s.Conn).(interface{ tryWrite(b []byte) }).tryWrite(out)
 		} else {
 			_, err = s.Conn.Write(out)
 		}

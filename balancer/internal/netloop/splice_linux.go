@@ -45,12 +45,11 @@ func (p *pipe) close() {
 // returns when all of that is with dst, and how much that was, the prefix included. At the end of src it returns io.EOF as
 // rerr; errors of dst are werr.
 //
-// It returns errors.ErrUnsupported as rerr, and has written nothing, where bytes have to be copied: on a [Layer], on the
-// goroutines engine, or when many other splices are under way.
+// It returns errors.ErrUnsupported as rerr, and has written nothing, where bytes have to be copied: on a [Layer] that is not
+// plain, on the goroutines engine, or when many other splices are under way.
 func Splice(dst, src Conn, prefix []byte, n int64) (written int64, rerr, werr error) {
-	d, ok := dst.(*conn)
-	s, ok2 := src.(*conn)
-	if !ok || !ok2 {
+	d, s := plain(dst), plain(src)
+	if d == nil || s == nil {
 		return 0, errors.ErrUnsupported, nil
 	}
 	l := s.loop
@@ -113,6 +112,21 @@ func Splice(dst, src Conn, prefix []byte, n int64) (written int64, rerr, werr er
 	}
 	l.took(int(written))
 	return written, rerr, werr
+}
+
+// plain is the socket whose bytes are those of c; nil where there is none, or not of this engine.
+func plain(c Conn) *conn {
+	for {
+		l, ok := c.(Layer)
+		if !ok {
+			s, _ := c.(*conn)
+			return s
+		}
+		if !l.Plain() {
+			return nil
+		}
+		c = l.Below()
+	}
 }
 
 // pipe takes a pipe; nil when there can be no more.
