@@ -25,7 +25,7 @@ import (
 	registryetcd "github.com/rota-lb/rota/registry/etcd"
 )
 
-// restarts is how many there are in all; ROTA_TEST_RESTARTS says another number.
+// restarts is how many there are in all on each engine; ROTA_TEST_RESTARTS says another number.
 func restarts(t *testing.T, n int) int {
 	if text := os.Getenv("ROTA_TEST_RESTARTS"); text != "" {
 		var err error
@@ -80,9 +80,11 @@ func worker(ctx context.Context, reg registry.Registry, service, id string) erro
 
 // Five instances are restarted one after the other, again and again, under requests with and without bodies and under
 // WebSockets. No request fails; tunnels end with the goodbye of the instance that leaves.
-func TestRollingRestarts(t *testing.T) {
+func TestRollingRestarts(t *testing.T) { eachEngine(t, rollingRestarts) }
+
+func rollingRestarts(t *testing.T, engine string) {
 	etcd := etcdtest.Start(t)
-	d := run(t, etcd, func(c *config.Config) { c.Loops = 2 })
+	d := run(t, etcd, func(c *config.Config) { c.Engine, c.Loops = engine, 2 })
 	const service, instances = "rolling", 5
 	type life struct {
 		stop context.CancelFunc
@@ -173,7 +175,7 @@ func TestRollingRestarts(t *testing.T) {
 			}
 		})
 	}
-	for i := range restarts(t, 10) {
+	for i := range restarts(t, 5) {
 		l := &lives[i%instances]
 		l.stop()
 		if err := <-l.done; err != nil {

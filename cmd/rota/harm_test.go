@@ -60,6 +60,7 @@ type target struct {
 }
 
 const harmConfig = `
+engine: %s
 etcd: {disabled: true}
 listeners:
   - {address: "127.0.0.1:0"}
@@ -99,7 +100,7 @@ type bench struct {
 	hostile atomic.Int64  // bytes that hostile instances have sent
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t *testing.T, engine string) *bench {
 	b := &bench{t: t, release: make(chan struct{})}
 	roomy(t)
 	answer, piece := strings.Repeat("x", 1024), make([]byte, 64<<10)
@@ -134,7 +135,7 @@ func newBench(t *testing.T) *bench {
 	keyFile := write(t, "key.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})))
 	interim := b.instance("", "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
 	endless := b.instance("HTTP/1.1 200 OK\r\n", "X-Field: "+strings.Repeat("a", 100)+"\r\n")
-	b.config = write(t, "rota.yaml", fmt.Sprintf(harmConfig, cert, keyFile, up.Listener.Addr(), interim, endless))
+	b.config = write(t, "rota.yaml", fmt.Sprintf(harmConfig, engine, cert, keyFile, up.Listener.Addr(), interim, endless))
 	return b
 }
 
@@ -566,16 +567,27 @@ func harmful() []attack {
 }
 
 // What attacks do to honest clients, and what they make the daemon spend, against what honest traffic makes it spend. Each
-// meets a daemon of its own, with the timeouts that it has by default. ROTA_TEST_HARM=full is longer, with more connections.
+// meets a daemon of its own, with the timeouts that it has by default. ROTA_TEST_HARM=full is longer, with more connections, and
+// does all of them on goroutines too, where else every fourth one has to do.
 func TestHarm(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes half a minute")
 	}
+	eachEngine(t, harm)
+}
+
+func harm(t *testing.T, engine string) {
 	lasting, times := quick, 1
+	kinds := harmful()
 	if os.Getenv("ROTA_TEST_HARM") == "full" {
 		lasting, times = 5*time.Second, 5
+	} else if engine == "goroutines" {
+		for i := range (len(kinds) + 3) / 4 {
+			kinds[i] = kinds[4*i]
+		}
+		kinds = kinds[:(len(kinds)+3)/4]
 	}
-	b := newBench(t)
+	b := newBench(t, engine)
 
 	// What honest traffic costs: a request, one of its bytes, an open connection with a request in flight.
 	d := b.target()
@@ -647,7 +659,7 @@ func TestHarm(t *testing.T) {
 			100*h.cpu.Seconds()/h.took.Seconds(), amplified, kind.unit, memory, float64(h.grown)/(1<<20),
 			h.failed, h.requests, h.p99.Round(10*time.Microsecond), float64(h.p99)/float64(quiet.p99)), wrong
 	}
-	for _, kind := range harmful() {
+	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			line, wrong := measure(kind)
 			t.Log(line)

@@ -21,7 +21,7 @@ import (
 	"time"
 )
 
-// times is how often a restart is done; ROTA_TEST_RESTARTS says another number.
+// times is how often a restart is done on each engine; ROTA_TEST_RESTARTS says another number.
 func times(t *testing.T, n int) int {
 	if text := os.Getenv("ROTA_TEST_RESTARTS"); text != "" {
 		var err error
@@ -100,6 +100,12 @@ func (a *arrivals) end(t *testing.T) {
 	}
 }
 
+func eachEngine(t *testing.T, test func(t *testing.T, engine string)) {
+	for _, engine := range []string{"loops", "goroutines"} {
+		t.Run(engine, func(t *testing.T) { test(t, engine) })
+	}
+}
+
 const answerLength = 20_000
 
 func answering(t *testing.T) (address string) {
@@ -110,6 +116,7 @@ func answering(t *testing.T) (address string) {
 }
 
 const restartConfig = `
+engine: %s
 etcd: {disabled: true}
 listeners: [{address: "127.0.0.1:0"}]
 admin: {address: "127.0.0.1:0"}
@@ -121,15 +128,17 @@ services: {s: {instances: [{address: "%s"}]}}
 
 // New binaries take over the listening sockets, again and again, while connections come in: none is refused, reset or
 // truncated.
-func TestHandovers(t *testing.T) {
-	file := write(t, "rota.yaml", fmt.Sprintf(restartConfig, answering(t)))
+func TestHandovers(t *testing.T) { eachEngine(t, handovers) }
+
+func handovers(t *testing.T, engine string) {
+	file := write(t, "rota.yaml", fmt.Sprintf(restartConfig, engine, answering(t)))
 	c := spawn(t, "serve", "-c", file)
 	address := c.find(listening)
 	pids := regexp.MustCompile(`"rota starts".*"pid":([0-9]+)`)
 	pid := c.Process.Pid
 	t.Cleanup(func() { syscall.Kill(pid, syscall.SIGKILL) })
 	load := arrive(func() string { return address })
-	for i := range times(t, 4) {
+	for i := range times(t, 2) {
 		if err := syscall.Kill(pid, syscall.SIGUSR2); err != nil {
 			t.Fatal(err)
 		}
@@ -165,8 +174,10 @@ func (b *balance) address() string {
 }
 
 // Two daemons are restarted in turn behind a balancer that looks at their readiness: no connection is lost.
-func TestRestarts(t *testing.T) {
-	file := write(t, "rota.yaml", fmt.Sprintf(restartConfig, answering(t)))
+func TestRestarts(t *testing.T) { eachEngine(t, inTurn) }
+
+func inTurn(t *testing.T, engine string) {
+	file := write(t, "rota.yaml", fmt.Sprintf(restartConfig, engine, answering(t)))
 	b := &balance{}
 	admin := regexp.MustCompile(`"admin API","url":"([^"]+)"`)
 	start := func(i int) *child {
@@ -179,7 +190,7 @@ func TestRestarts(t *testing.T) {
 	children := [2]*child{start(0), start(1)}
 	stop, watching := make(chan struct{}), sync.WaitGroup{}
 	load := arrive(b.address)
-	for i := range times(t, 4) {
+	for i := range times(t, 2) {
 		c := children[i%2]
 		url := admin.FindStringSubmatch(c.out.String())[1]
 		c.Process.Signal(syscall.SIGTERM)
