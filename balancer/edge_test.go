@@ -1,0 +1,317 @@
+package balancer
+
+import (
+	"bufio"
+	"crypto/sha1"
+	"crypto/tls"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/rota-lb/rota/config"
+)
+
+// counted is an upstream that counts the requests it gets.
+func counted(t *testing.T) (address string, requests *atomic.Int32) {
+	requests = new(atomic.Int32)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
+		io.WriteString(w, "from "+r.Header.Get("X-Forwarded-For"))
+	}))
+	t.Cleanup(s.Close)
+	return s.Listener.Addr().String(), requests
+}
+
+// v2 is a block of the PROXY protocol, version 2.
+func v2(command, family byte, length int, content string) string {
+	return "\r\n\r\n\x00\r\nQUIT\n" + string([]byte{command, family, byte(length >> 8), byte(length)}) + content
+}
+
+// A PROXY protocol header from where none is expected, and a malformed one from where it is, ends the connection, and what
+// stands behind it is never taken for a request (HH6).
+func TestProxyHeaders(t *testing.T) {
+	const (
+		request = "GET /smuggled HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+		four    = "\xcb\x00\x71\x09\xc6\x33\x64\x01\x15\xb3\x00\x50"
+	)
+	good := []string{"PROXY TCP4 203.0.113.9 198.51.100.1 5555 80\r\n", v2(0x21, 0x11, 12, four)}
+	bad := []string{
+		"", "PROXY\r\n", "PROXY \r\n", "proxy TCP4 203.0.113.9 198.51.100.1 5555 80\r\n", "PROXY TCP4\r\n", "PROXY TCP4 203.0.113.9 198.51.100.1 5555\r\n",
+		"PROXY TCP4 203.0.113.9 198.51.100.1 5555 80 \r\n", "PROXY TCP4  203.0.113.9 198.51.100.1 5555 80\r\n", "PROXY TCP4 203.0.113.9 198.51.100.1 5555 80\n",
+		"PROXY TCP4 203.0.113.256 198.51.100.1 5555 80\r\n", "PROXY TCP4 203.0.113.09 198.51.100.1 5555 80\r\n", "PROXY TCP4 2001:db8::1 2001:db8::2 1 2\r\n",
+		"PROXY TCP6 203.0.113.9 198.51.100.1 5555 80\r\n", "PROXY TCP4 localhost 198.51.100.1 5555 80\r\n", "PROXY TCP4 203.0.113.9 198.51.100.1 65536 80\r\n",
+		"PROXY TCP4 203.0.113.9 198.51.100.1 -1 80\r\n", "PROXY TCP4 203.0.113.9 198.51.100.1 0x5 80\r\n", "PROXY UDP4 203.0.113.9 198.51.100.1 5555 80\r\n",
+		"PROXY TCP6 fe80::1%eth0 fe80::2 1 2\r\n", "PROXY UNKNOWN" + strings.Repeat(" x", 60) + "\r\n", " PROXY UNKNOWN\r\n", "PROXY\tUNKNOWN\r\n",
+		"PROXY TCP4 203.0.113.9\x00 198.51.100.1 5555 80\r\n", "GET / HTTP/1.1\r\nHost: a\r\n\r\nPROXY UNKNOWN\r\n",
+		v2(0x11, 0x11, 12, four), v2(0x31, 0x11, 12, four), v2(0x22, 0x11, 12, four), v2(0x21, 0x12, 12, four), v2(0x21, 0x41, 12, four),
+		v2(0x21, 0x11, 11, four[1:]), v2(0x21, 0x21, 12, four), v2(0x21, 0x11, 14, four+"\x01\x00"), v2(0x21, 0x11, 0xffff, four), v2(0x20, 0, 1, "\x01"),
+		strings.Replace(v2(0x21, 0x11, 12, four), "QUIT", "QUIX", 1), "\r\n\r\n",
+	}
+	eachEngine(t, func(t *testing.T, engine string) {
+		upstream, requests := counted(t)
+		_, roots, certFile, keyFile := pair(t, "a")
+		secure := config.TLS{Certificates: []config.Certificate{{Cert: certFile, Key: keyFile}}}
+		d := run(t, nil, func(c *config.Config) {
+			c.Engine, c.Etcd.Disabled = engine, true
+			c.Listeners = []config.Listener{
+				{Address: "127.0.0.1:0", Protocol: "http", ProxyProtocol: []string{"127.0.0.0/8"}},
+				{Address: "127.0.0.1:0", Protocol: "http", ProxyProtocol: []string{"192.0.2.0/24"}},
+				{Address: "127.0.0.1:0", Protocol: "https", ProxyProtocol: []string{"127.0.0.0/8"}, TLS: secure},
+			}
+			c.Routes = []config.Route{{Name: "r", Service: "s"}}
+			c.Services = map[string]config.Service{"s": static(upstream)}
+		})
+		// answers is what comes back until the connection ends.
+		answers := func(listener int, sent string) string {
+			t.Helper()
+			c, err := net.Dial("tcp", d.Addresses()[listener].String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(10 * time.Second))
+			io.WriteString(c, sent)
+			got, err := io.ReadAll(c)
+			if ne, ok := err.(net.Error); ok && ne.Timeout() {
+				t.Errorf("%q: the connection stays open", sent)
+			}
+			return string(got)
+		}
+		for _, header := range good {
+			if got := answers(0, header+request); !strings.HasSuffix(got, "from 203.0.113.9") {
+				t.Errorf("%q: answered %q", header, got)
+			}
+		}
+		before := requests.Load()
+		for _, header := range bad {
+			if got := answers(0, header+request); got != "" {
+				t.Errorf("%q: answered %.80q", header, got)
+			}
+		}
+		for _, header := range good { // from elsewhere it is no header, and no request either
+			if got := answers(1, header+request); got != "" && !strings.HasPrefix(got, "HTTP/1.1 400 ") || strings.Count(got, "HTTP/1.1") > 1 {
+				t.Errorf("%q from an untrusted source: answered %q", header, got)
+			}
+		}
+		if n := requests.Load() - before; n > 0 {
+			t.Errorf("%d requests behind bad headers went through", n)
+		}
+		// Behind a header may stand TLS; it is not asked for twice, and such a connection ends as others do.
+		for range 3 {
+			for _, header := range good {
+				c, err := net.Dial("tcp", d.Addresses()[2].String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.SetDeadline(time.Now().Add(10 * time.Second))
+				io.WriteString(c, header)
+				s := tls.Client(c, &tls.Config{RootCAs: roots, ServerName: "a"})
+				io.WriteString(s, request)
+				if got, err := io.ReadAll(s); err != nil || !strings.HasSuffix(string(got), "from 203.0.113.9") {
+					t.Errorf("TLS behind %q: %q, %v", header, got, err)
+				}
+				c.Close()
+			}
+			if got := answers(2, good[0]+request); strings.HasPrefix(got, "HTTP/1.1 200") {
+				t.Errorf("plaintext behind a header where TLS is due: %q", got)
+			}
+		}
+	})
+}
+
+// pieces cuts what is written first, a ClientHello, into TLS records of a few bytes of payload, and each of them into single bytes.
+type pieces struct {
+	net.Conn
+	done bool
+}
+
+func (p *pieces) Write(b []byte) (int, error) {
+	if p.done {
+		return p.Conn.Write(b)
+	}
+	p.done = true
+	for payload := b[5:]; len(payload) > 0; {
+		n := min(7, len(payload))
+		for _, one := range append([]byte{b[0], b[1], b[2], 0, byte(n)}, payload[:n]...) {
+			if _, err := p.Conn.Write([]byte{one}); err != nil {
+				return 0, err
+			}
+		}
+		payload = payload[n:]
+	}
+	return len(b), nil
+}
+
+// Who must show a certificate must do so by whatever name, in whatever pieces and with whatever ticket it comes, and whatever
+// Host it asks for: the policy is the listener's, not the name's (HH7).
+func TestServerNames(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		upstream, requests := counted(t)
+		mine, roots, certFile, keyFile := pair(t, "shop.example", "*.wild.example", "xn--bcher-kva.example")
+		_, otherRoots, otherCert, otherKey := pair(t, "other.example")
+		certificates := []config.Certificate{{Cert: certFile, Key: keyFile}, {Cert: otherCert, Key: otherKey}}
+		d := run(t, nil, func(c *config.Config) {
+			c.Engine, c.Etcd.Disabled = engine, true
+			c.Listeners = []config.Listener{
+				{Address: "127.0.0.1:0", Protocol: "https", TLS: config.TLS{Certificates: certificates, ClientCA: certFile, ClientAuth: "required"}},
+				{Address: "127.0.0.1:0", Protocol: "https", TLS: config.TLS{Certificates: certificates}},
+			}
+			c.Routes = []config.Route{{Name: "r", Service: "s"}}
+			c.Services = map[string]config.Service{"s": static(upstream)}
+		})
+		ask := func(listener int, cfg *tls.Config, host string, cut bool) (int, error) {
+			t.Helper()
+			raw, err := net.Dial("tcp", d.Addresses()[listener].String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer raw.Close()
+			raw.SetDeadline(time.Now().Add(10 * time.Second))
+			c := tls.Client(&pieces{raw, !cut}, cfg)
+			fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", host)
+			resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil {
+				return 0, err
+			}
+			defer resp.Body.Close()
+			_, err = io.Copy(io.Discard, resp.Body)
+			return resp.StatusCode, err
+		}
+		tickets := tls.NewLRUClientSessionCache(8)
+		if status, err := ask(1, &tls.Config{RootCAs: roots, ServerName: "shop.example", ClientSessionCache: tickets}, "shop.example", false); status != 200 {
+			t.Fatal(status, err)
+		}
+		requests.Store(0)
+		for _, name := range []string{"shop.example", "SHOP.Example", "shop.example.", "a.wild.example", "xn--bcher-kva.example", "other.example", "nobody.example", ""} {
+			for _, host := range []string{"shop.example", "SHOP.EXAMPLE.", "other.example", "nobody.example:444"} {
+				for _, cut := range []bool{false, true} {
+					verify := roots
+					if name == "other.example" {
+						verify = otherRoots
+					}
+					cfg := &tls.Config{RootCAs: verify, ServerName: strings.TrimSuffix(name, "."), ClientSessionCache: tickets}
+					if name == "" || name == "nobody.example" {
+						cfg.InsecureSkipVerify = true // the first certificate is shown
+					}
+					if status, err := ask(0, cfg, host, cut); err == nil {
+						t.Errorf("SNI %q, Host %q, in pieces %v: %d without a certificate", name, host, cut, status)
+					}
+					with := cfg.Clone()
+					with.Certificates, with.ClientSessionCache = []tls.Certificate{mine}, nil
+					if status, err := ask(0, with, host, cut); status != 200 || err != nil {
+						t.Errorf("SNI %q, Host %q, in pieces %v: %d, %v with a certificate", name, host, cut, status, err)
+					}
+				}
+			}
+		}
+		if n := requests.Load(); n != 8*4*2 {
+			t.Errorf("%d requests went through", n)
+		}
+	})
+}
+
+// hello is a WebSocket through the daemon, on which a line comes back.
+func hello(t *testing.T, d *daemon) (net.Conn, *bufio.Reader) {
+	t.Helper()
+	c, err := net.Dial("tcp", strings.TrimPrefix(d.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	io.WriteString(c, "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+	r := bufio.NewReader(c)
+	if resp, err := http.ReadResponse(r, nil); err != nil || resp.StatusCode != 101 {
+		t.Fatal(resp, err)
+	}
+	io.WriteString(c, "ping\n")
+	if line, err := r.ReadString('\n'); err != nil || line != "ping\n" {
+		t.Fatal(line, err)
+	}
+	return c, r
+}
+
+// Tunnels end when nothing moves for the time that a tunnel may be silent, and when the daemon is told to stop: then shortly
+// before the deadline, cleanly on both sides, so that the daemon ends in time.
+func TestTunnels(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		var ends sync.WaitGroup
+		var endings [2]atomic.Int32 // clean ones, others
+		up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+			c, rw, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			ends.Add(1)
+			defer ends.Done()
+			fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n", base64.StdEncoding.EncodeToString(sum[:]))
+			if _, err := io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{rw}); err == nil {
+				endings[0].Add(1)
+			} else {
+				endings[1].Add(1)
+			}
+		}))
+		defer up.Close()
+		settings := func(grace, idle time.Duration) func(c *config.Config) {
+			return func(c *config.Config) {
+				c.Engine, c.Etcd.Disabled, c.Grace, c.Timeouts.Tunnel = engine, true, grace, idle
+				c.Routes = []config.Route{{Name: "r", Service: "s"}}
+				c.Services = map[string]config.Service{"s": static(up.Listener.Addr().String())}
+			}
+		}
+		clean := func(what string, r io.Reader, tunnels int32) {
+			t.Helper()
+			if rest, err := io.ReadAll(r); err != nil || len(rest) > 0 {
+				t.Errorf("%s: %q, %v", what, rest, err)
+			}
+			ends.Wait()
+			if endings[0].Swap(0) != tunnels || endings[1].Swap(0) != 0 {
+				t.Errorf("%s: the instance did not see a clean end", what)
+			}
+		}
+
+		const idle = 600 * time.Millisecond
+		d := run(t, nil, settings(10*time.Second, idle))
+		c, r := hello(t, d)
+		for began := time.Now(); time.Since(began) < 2*idle; time.Sleep(idle / 6) { // it is not silent
+			io.WriteString(c, "more\n")
+			if line, err := r.ReadString('\n'); err != nil || line != "more\n" {
+				t.Fatal(line, err)
+			}
+		}
+		quiet := time.Now()
+		clean("idle", r, 1)
+		if took := time.Since(quiet); took < idle/2 {
+			t.Errorf("ended after %v of silence, %v are allowed", took, idle)
+		}
+		c.Close()
+
+		const grace = 2 * time.Second
+		d = run(t, nil, settings(grace, time.Hour))
+		c, r = hello(t, d)
+		ended := make(chan error, 1)
+		go func() { ended <- d.stop() }()
+		for !d.draining.Load() {
+			time.Sleep(time.Millisecond)
+		}
+		io.WriteString(c, "late\n") // it goes on while others finish
+		if line, err := r.ReadString('\n'); err != nil || line != "late\n" {
+			t.Errorf("while draining: %q, %v", line, err)
+		}
+		clean("drained", r, 1)
+		if err := <-ended; err != nil {
+			t.Errorf("the daemon ended with %v", err)
+		}
+	})
+}
