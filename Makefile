@@ -48,6 +48,7 @@ soak: ## Restart, hand over, break and attack for ten minutes: nothing may fail 
 	ROTA_TEST_RESTARTS=2500 $(GO) test -count=1 -timeout 15m -v -run '^TestRollingRestarts$$/^loops$$' ./balancer
 	ROTA_TEST_RESTARTS=100 $(GO) test -count=1 -timeout 15m -v -run '^Test(Handovers|Restarts)$$/^loops$$' ./cmd/rota
 	ROTA_TEST_VICTIMS=500000 $(GO) test -count=1 -timeout 15m -v -run '^TestVictimsBesideAttackers$$' ./balancer/internal/proxy
+	ROTA_TEST_BODY=1g $(GO) test -count=1 -timeout 15m -v -run '^TestLong(Bodies|Tunnel)$$' ./balancer/internal/proxy
 	ROTA_TEST_FAULTS=100 $(GO) test -count=1 -timeout 15m -v -run '^TestFaults$$' ./registry/etcd
 	ROTA_TEST_HARM=full $(GO) test -count=1 -timeout 15m -v -run '^TestHarm$$' ./cmd/rota
 

@@ -9,8 +9,10 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -588,9 +590,15 @@ func TestTunnelEnds(t *testing.T) {
 }
 
 // Tunnels on which nothing moves cost next to nothing, outlive the registration of their instance, and leave nothing behind
-// when they are ended or the engine is.
+// when they are ended or the engine is. ROTA_TEST_TUNNELS says how many there are at most; each takes four descriptors here.
 func TestIdleTunnels(t *testing.T) {
-	const many = 1000
+	many := 1000
+	if text := os.Getenv("ROTA_TEST_TUNNELS"); text != "" {
+		var err error
+		if many, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, u := range []struct {
 		id    string
 		n     int
@@ -668,9 +676,13 @@ func TestIdleTunnels(t *testing.T) {
 }
 
 // Whatever goes through a tunnel arrives as it was, in both directions at once, and the memory does not grow by it.
+// ROTA_TEST_BODY=1g makes it a GiB each way.
 func TestLongTunnel(t *testing.T) {
 	size := 256 << 20
-	if testing.Short() || raceEnabled {
+	switch {
+	case os.Getenv("ROTA_TEST_BODY") == "1g":
+		size = 1 << 30
+	case testing.Short() || raceEnabled:
 		size = 64 << 20
 	}
 	block := make([]byte, 1<<20+7)
@@ -726,7 +738,7 @@ func TestLongTunnel(t *testing.T) {
 		}
 		defer up.Close()
 		for _, conn := range []net.Conn{c.Conn, up} {
-			conn.SetDeadline(time.Now().Add(time.Minute))
+			conn.SetDeadline(time.Now().Add(5 * time.Minute))
 		}
 		there, back := make([]byte, 256<<10), make([]byte, 256<<10)
 		other := bytes.Clone(block[1:])
