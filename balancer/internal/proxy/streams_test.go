@@ -13,6 +13,8 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -122,28 +124,39 @@ func newSilent(t *testing.T, serve func(c net.Conn, r *bufio.Reader)) (address s
 // Who reads slowly, or not at all, costs the buffers of its exchange and no more, however long the answer is: those of its
 // request, of the head of the answer, and of what is on its way.
 func TestSlowReaders(t *testing.T) {
-	const readers = 200
+	const readers, perReader = 200, 2 << 20 // bytes are sent, and more promised
 	piece := bytes.Repeat([]byte("x"), 64<<10)
+	chunk := fmt.Appendf(nil, "%x\r\n%s\r\n", len(piece), piece)
 	for name, head := range map[string]string{
 		"length": "HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n",
 		"chunks": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
+				var written atomic.Int64
+				flow := make(chan struct{})
 				up := newSilent(t, func(c net.Conn, r *bufio.Reader) {
 					if _, err := http.ReadRequest(r); err != nil {
 						return
 					}
 					c.(*net.TCPConn).SetWriteBuffer(16 << 10)
-					_, err := io.WriteString(c, head)
-					for err == nil {
-						if name == "chunks" {
-							_, err = fmt.Fprintf(c, "%x\r\n%s\r\n", len(piece), piece)
-						} else {
-							_, err = c.Write(piece)
-						}
+					body := piece
+					if name == "chunks" {
+						body = chunk
 					}
+					_, err := io.WriteString(c, head+string(body[:len(body)/2]))
+					<-flow
+					body = append(body[len(body)/2:len(body):len(body)], body[:len(body)/2]...) // goes on where it was
+					for sent := 0; err == nil && sent < perReader; {
+						var n int
+						n, err = c.Write(body)
+						sent += n
+						written.Add(int64(n))
+					}
+					io.Copy(io.Discard, r) // until the end
 				})
+				begin := sync.OnceFunc(func() { close(flow) })
+				t.Cleanup(begin)
 				r := start(t, engine, Settings{}, up)
 				var clients []*client
 				for range readers {
@@ -157,12 +170,15 @@ func TestSlowReaders(t *testing.T) {
 						t.Fatal(resp, err)
 					}
 				}
-				// Until the answers have come to a stop.
-				stalled := func() bool {
-					_, serving := r.engine.Connections()
-					return serving == readers
+				begin()
+				r.eventually("the answers have come to a stop", func() bool {
+					before := written.Load()
+					time.Sleep(100 * time.Millisecond)
+					return before > 0 && before == written.Load()
+				})
+				if _, serving := r.engine.Connections(); serving != readers {
+					t.Errorf("%d of %d readers are being served", serving, readers)
 				}
-				r.eventually("all of them are being served", stalled)
 				if u := r.engine.Usage(); u.Buffers > 3*readers {
 					t.Errorf("%d buffers are out for %d slow readers", u.Buffers, readers)
 				} else {
