@@ -51,7 +51,11 @@ func TestSpliceBehindHeader(t *testing.T) {
 			})
 			move := func(to, from netloop.Conn) (unsupported bool) {
 				for left := int64(len(body)); left > 0; {
-					n, rerr, werr := netloop.Splice(to, from, nil, left, nil)
+					if err := from.Wait(nil); err != nil {
+						t.Error(err)
+						return false
+					}
+					n, rerr, werr := netloop.Splice(to, from, nil, left)
 					if errors.Is(rerr, errors.ErrUnsupported) {
 						return true
 					}
@@ -75,7 +79,7 @@ func TestSpliceBehindHeader(t *testing.T) {
 						return 0
 					}
 					defer u.Close()
-					if _, rerr, _ := netloop.Splice(u, c, nil, 1, nil); !errors.Is(rerr, errors.ErrUnsupported) {
+					if _, rerr, _ := netloop.Splice(u, c, nil, 1); !errors.Is(rerr, errors.ErrUnsupported) {
 						t.Errorf("with something pending: %v", rerr)
 					}
 					if n, err := c.Read(make([]byte, 1)); n != 1 || err != nil {

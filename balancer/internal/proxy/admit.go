@@ -138,7 +138,7 @@ func (x *exchange) mostBody() int64 {
 func (x *exchange) redirect() bool {
 	x.rec.Status = x.rules.Redirect.Status
 	x.keep = x.keep && !x.bodyPending()
-	out := appendStatus(x.scratch(), x.rec.Status, x.loop.Now())
+	out := appendStatus(x.scratch(0), x.rec.Status, x.loop.Now())
 	out = append(out, "Location: "...)
 	out = x.rules.Redirect.Append(out, x.hop.Proto, &x.match, x.req.Port)
 	out = append(out, "\r\nContent-Length: 0\r\n"...)

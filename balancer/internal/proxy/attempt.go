@@ -103,7 +103,7 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 					return outcome{failure: why, again: repeatable && !isTimeout(why.cause)}
 				}
 			}
-			return x.relay(e, s, up, buf, head, n)
+			return x.relay(e, s, up, &buf, head, n)
 		}
 		if x.resp.Status == 101 {
 			if !x.switches() {
@@ -261,9 +261,13 @@ func (x *exchange) blame(err error) failure {
 // spliceFrom is the length of what is left of a body from which on it is moved within the kernel.
 const spliceFrom = 32 << 10
 
-// relay sends the answer, whose head is buf[:head] and of which n bytes are held, to the client.
-func (x *exchange) relay(e *pool.Endpoint, s *pool.Settings, up netloop.Conn, buf []byte, head, n int) outcome {
-	r := &x.resp
+// gained is how much longer than it came a head may be when it goes on, without what the route adds.
+const gained = 1 << 10
+
+// relay sends the answer, whose head is (*held)[:head] and of which n bytes are held, to the client. While it waits for the
+// instance, or moves bytes within the kernel, it gives the buffer back.
+func (x *exchange) relay(e *pool.Endpoint, s *pool.Settings, up netloop.Conn, held *[]byte, head, n int) outcome {
+	r, buf := &x.resp, *held
 	framing := http1.AsIs
 	chunks := http1.Chunked{Trailers: true}
 	switch {
@@ -274,8 +278,7 @@ func (x *exchange) relay(e *pool.Endpoint, s *pool.Settings, up netloop.Conn, bu
 	}
 	x.keep = x.keep && framing != http1.TillClose && !x.bodyPending()
 	edit := http1.Edit(x.rules.Response)
-	out := http1.AppendResponse(x.scratch(), r, framing, x.req.Minor, x.keep, &edit)
-
+	out := http1.AppendResponse(x.scratch(n+gained+len(edit.Add)), r, framing, x.req.Minor, x.keep, &edit)
 	x.rec.HeadOut = int64(len(out))
 
 	// The part of the body that came with the head goes out with it, in one write.
@@ -325,6 +328,9 @@ func (x *exchange) relay(e *pool.Endpoint, s *pool.Settings, up netloop.Conn, bu
 		}
 		spliced = false
 		if left >= spliceFrom && len(piece) == 0 {
+			x.free(*held)
+			x.free(x.out)
+			*held, x.out = nil, nil
 			began := x.loop.Now()
 			up.SetReadDeadline(x.by(x.timeouts.IdleBody))
 			if err := up.Wait(x.watched()); err != nil {
@@ -362,9 +368,20 @@ func (x *exchange) relay(e *pool.Endpoint, s *pool.Settings, up netloop.Conn, bu
 		if complete || why.reason != "" {
 			break
 		}
-		began := x.loop.Now()
+		x.free(*held)
+		*held = nil
+		if first {
+			x.free(x.out)
+			x.out = nil
+		}
+		began, k := x.loop.Now(), 0
 		up.SetReadDeadline(x.by(x.timeouts.IdleBody))
-		k, err := x.readUpstream(up, buf[http1.Headroom:len(buf)-tail])
+		err := up.Wait(x.watched())
+		if err == nil {
+			buf = x.loop.Buffer()
+			*held = buf
+			k, err = x.readUpstream(up, buf[http1.Headroom:len(buf)-tail])
+		}
 		started = started.Add(x.loop.Now().Sub(began)) // the client has not been waited for
 		if err == io.EOF && r.UntilClose {
 			complete = true

@@ -265,10 +265,11 @@ func (x *exchange) compose() *http1.Error {
 	return x.takeBody()
 }
 
-// scratch is x.out, emptied.
-func (x *exchange) scratch() []byte {
-	if x.out == nil {
-		x.out = x.loop.Buffer()
+// scratch is x.out, emptied, with room for at least n bytes.
+func (x *exchange) scratch(n int) []byte {
+	if cap(x.out) < n || x.out == nil {
+		x.free(x.out)
+		x.out = x.room(n)
 	}
 	return x.out[:0]
 }
@@ -398,7 +399,7 @@ func (x *exchange) answer(f failure) (keep bool) {
 		return false
 	}
 	x.keep = x.keep && !x.bodyPending()
-	return x.say(f.appendAnswer(x.scratch(), x))
+	return x.say(f.appendAnswer(x.scratch(0), x))
 }
 
 // say ends an exchange with an answer of our own that is built in out.

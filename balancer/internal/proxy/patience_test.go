@@ -75,7 +75,7 @@ func TestSlowAnswers(t *testing.T) {
 
 // An instance may take its time with a body, too: that is not laid to the client's charge.
 func TestSlowReader(t *testing.T) {
-	const idle, length = slower * 200 * time.Millisecond, 12 << 20
+	const idle, length = slower * time.Second, 12 << 20
 	eachEngine(t, func(t *testing.T, engine string) {
 		up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 			c.(*net.TCPConn).SetReadBuffer(64 << 10)
@@ -84,7 +84,7 @@ func TestSlowReader(t *testing.T) {
 				return
 			}
 			for left := int64(length); left > 0; left -= 1 << 20 {
-				time.Sleep(idle / 4)
+				time.Sleep(idle / 8)
 				if _, err := io.CopyN(io.Discard, req.Body, 1<<20); err != nil {
 					return
 				}
@@ -92,7 +92,7 @@ func TestSlowReader(t *testing.T) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 		})
 		s := streaming
-		s.MinRate = 1 << 30
+		s.MinRate = 100 << 20
 		s.Timeouts = route.Timeouts{IdleBody: idle, ResponseHead: time.Minute}
 		r := start(t, engine, s, up.address)
 		c := r.dial()

@@ -131,9 +131,6 @@ func TestResponses(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
 				up := scripted(t, tc.answer, tc.last)
 				r := start(t, engine, Settings{}, up.address)
-				if name == "big head" {
-					r.outgrown = 2
-				}
 				c := r.dial()
 				for range 2 {
 					c.send(tc.method + " / HTTP/1.1\r\nHost: a\r\n\r\n")

@@ -62,7 +62,7 @@ type tunnel struct {
 func (x *exchange) tunnel(up netloop.Conn, buf []byte, head, n int) outcome {
 	t := &tunnel{client: x.conn, up: up, loop: x.loop, idle: x.timeouts.Tunnel, began: x.loop.Now()}
 	edit := http1.Edit(x.rules.Response)
-	out := http1.AppendResponse(x.scratch(), &x.resp, http1.AsIs, 1, true, &edit)
+	out := http1.AppendResponse(x.scratch(n+gained+len(edit.Add)), &x.resp, http1.AsIs, 1, true, &edit)
 	out = append(out, buf[head:n]...)
 	x.out = out
 	x.conn.SetWriteDeadline(x.by(x.timeouts.IdleBody))
