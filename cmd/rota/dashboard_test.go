@@ -36,7 +36,7 @@ type browser struct {
 	said []string // what the console had to complain about
 }
 
-func newBrowser(t *testing.T) *browser {
+func newBrowser(t *testing.T, lasts time.Duration) *browser {
 	t.Helper()
 	path := ""
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
@@ -54,7 +54,7 @@ func newBrowser(t *testing.T) *browser {
 	t.Cleanup(stop)
 	ctx, stop = chromedp.NewContext(ctx, chromedp.WithErrorf(func(string, ...any) {}))
 	t.Cleanup(stop)
-	ctx, stop = context.WithTimeout(ctx, 3*time.Minute)
+	ctx, stop = context.WithTimeout(ctx, lasts)
 	t.Cleanup(stop)
 	b := &browser{t: t, ctx: ctx}
 	chromedp.ListenTarget(ctx, func(ev any) {
@@ -109,21 +109,8 @@ func (b *browser) click(text string) {
 	b.do(chromedp.Click(fmt.Sprintf(`//button[normalize-space(.)=%q]`, text), chromedp.BySearch))
 }
 
-// shot takes a picture for the documentation.
-func (b *browser) shot(name string) {
-	b.t.Helper()
-	if os.Getenv("ROTA_TEST_SCREENSHOTS") == "" {
-		return
-	}
-	var png []byte
-	b.do(chromedp.CaptureScreenshot(&png))
-	if err := os.WriteFile(filepath.Join("../../docs/screenshots", name+".png"), png, 0o644); err != nil {
-		b.t.Fatal(err)
-	}
-}
-
 func TestDashboard(t *testing.T) {
-	b := newBrowser(t)
+	b := newBrowser(t, 3*time.Minute)
 	etcd := etcdtest.Start(t)
 	serve := func(list ...string) (c *child, address, admin string) {
 		c = spawn(t, append([]string{"serve", "--endpoints", etcd.Endpoints()[0], "--listen", "127.0.0.1:0", "--auto-routes"}, list...)...)
@@ -197,19 +184,14 @@ func TestDashboard(t *testing.T) {
 	if got := b.eval(`document.querySelector("main td").textContent`); got != "cart" {
 		t.Errorf("the first service is %v", got)
 	}
-	if os.Getenv("ROTA_TEST_SCREENSHOTS") != "" {
-		time.Sleep(60 * time.Second) // so that there is something to see
-	}
-	b.shot("overview")
 	b.do(emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "dark"}}))
-	b.shot("overview-dark")
 	if got := b.eval(`getComputedStyle(document.body).backgroundColor`); got != "rgb(17, 21, 27)" {
 		t.Errorf("in the dark the page is %v", got)
 	}
 	b.do(emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "light"}}))
 
 	page("#/services/users")
-	b.until(regexp.QuoteMeta("eu, " + evil))
+	b.until(`eu\s+` + regexp.QuoteMeta(evil))
 	b.until(`Set aside: /rota/services/users/odd invalid zone`)
 	if strings.ContainsAny(fmt.Sprint(b.eval("document.body.innerText")), "\u202e\u0007") {
 		t.Error("control characters are shown as they are")
@@ -224,16 +206,27 @@ func TestDashboard(t *testing.T) {
 	// A drain, through the dialog, with the words for elsewhere.
 	page("#/services/cart")
 	b.until(`cart-7`)
+	b.until(`cart-7\s+127\S+\s+● ready[^\n]*\s+registered\s+100\s[^●]*\s\d+ s\s`) // what is left of the lease, too
+	if v := b.eval(`[...document.querySelectorAll("main .grid, .plot-body")].filter((e) => e.scrollWidth > e.clientWidth).length`); v != float64(0) {
+		t.Error("at 1,280 points something has to be scrolled to the side")
+	}
+	if v := b.eval(`Math.max(...[...document.querySelectorAll(".plot")].map((p) => p.getBoundingClientRect().right - p.querySelector(".u-over").getBoundingClientRect().right))`); v.(float64) > 20 {
+		t.Errorf("a plot ends %v before its card does", v)
+	}
 	b.click("cart-2")
 	b.click("Drain…")
 	b.until(`curl -X PATCH .*\{"drain":true\}`)
+	b.eval(`Object.defineProperty(window, "isSecureContext", {value: false}), addEventListener("copy", () => window.copied = document.activeElement.value)`)
+	b.click("Copy as etcdctl")
+	b.until(`copied`)
+	if got := b.eval("window.copied"); got != `etcdctl put /rota/policies/cart '{"overrides":{"cart-2":{"drain":true}}}'` {
+		t.Errorf("without navigator.clipboard this is copied: %v", got)
+	}
 	b.click("Do it")
 	b.until(`cart-2\s+127\S+\s+◐ draining`)
-	b.shot("service")
 	page("#/events")
 	b.until(`instance\s+cart / cart-2\s+◐ draining`)
 	b.until(`operator\s+cart / cart-2\s+drained, by 127`)
-	b.shot("events")
 
 	// Where a request would go.
 	page("#/routes")
@@ -241,17 +234,30 @@ func TestDashboard(t *testing.T) {
 	b.click("Where would it go?")
 	b.until(`cart-2.*no\s+0\s+◐ draining`)
 	b.until(`cart-1.*✓ yes`)
-	b.shot("why")
 	page("#/config")
 	b.until(`auto_routes: true`)
 
 	// The keyboard.
 	b.do(chromedp.KeyEvent("g"), chromedp.KeyEvent("o"))
 	b.until(`Requests a second`)
+	for i := range 10 { // each asks at once, and makes no point of its own
+		page([]string{"#/", "#/services/users"}[i%2])
+		b.until([]string{`Services\s`, `Services / users`}[i%2])
+	}
+	page("#/")
 	b.do(chromedp.KeyEvent("t"))
 	b.until(`Time\s+requests/s`)
+	if got := b.eval(`(() => { const at = [...document.querySelectorAll(".plot")][0].querySelectorAll("tbody td:first-child"); return at.length > 1 && new Set([...at].map((e) => e.textContent)).size === at.length })()`); got != true {
+		t.Error("there are two points of one second")
+	}
+	if got := b.eval(`document.querySelectorAll(".plot canvas").length`); got != float64(4) {
+		t.Errorf("%v plots stay beside their tables", got)
+	}
+	b.do(chromedp.KeyEvent("t"))
+	b.click("Table")
+	b.until(`Hide table`)
 	b.do(chromedp.KeyEvent("t"), chromedp.KeyEvent("?"))
-	b.until(`tables in place of plots`)
+	b.until(`tables under the plots`)
 	b.do(chromedp.KeyEvent("\x1b"))
 
 	// All leases of a service are lost.
@@ -261,7 +267,11 @@ func TestDashboard(t *testing.T) {
 		}
 	}
 	b.until(`Brake: cart has lost \d of \d records at once`)
-	b.shot("brake")
+	b.click("Release…")
+	b.until(`curl -X POST 'http://\S+/api/v1/services/cart/release'`)
+	b.click("Do it")
+	b.until(`cart released|released, by 127|given up`)
+	b.until(`Brake\s+not engaged`)
 
 	// etcd goes, and comes back.
 	etcd.Stop()
@@ -287,15 +297,27 @@ func TestDashboard(t *testing.T) {
 
 // A daemon with a token asks for it; with thousands of instances its page is there at once.
 func TestDashboardLarge(t *testing.T) {
-	b := newBrowser(t)
+	b := newBrowser(t, 3*time.Minute)
 	const token = "correct-horse-battery-staple"
 	var text strings.Builder
-	text.WriteString("etcd: {disabled: true}\nlisteners: [{address: \"127.0.0.1:0\"}]\nadmin: {address: \"127.0.0.1:0\", token: " + token + "}\nlog: {access: \"off\"}\nservices:\n  many:\n    instances:\n")
+	text.WriteString("etcd: {disabled: true}\nlisteners: [{address: \"127.0.0.1:0\"}]\nadmin: {address: \"127.0.0.1:0\", token: " + token + "}\nlog: {access: \"off\"}\nauto_routes: true\nservices:\n  many:\n    instances:\n")
 	for i := range 5000 {
 		fmt.Fprintf(&text, "      - {address: \"127.1.%d.%d:80\"}\n", i/250, i%250+1)
 	}
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {}))
+	t.Cleanup(up.Close)
+	for i := range 20 {
+		fmt.Fprintf(&text, "  some-%d: {instances: [{address: %q}]}\n", i, up.Listener.Addr())
+	}
 	c := spawn(t, "serve", "-c", write(t, "rota.yaml", text.String()))
-	admin := c.find(`"admin API","url":"http://([^"]+)"`)
+	address, admin := c.find(listening), c.find(`"admin API","url":"http://([^"]+)"`)
+	for i := range 100 {
+		resp, err := http.Get(fmt.Sprintf("http://%s/some-%d/", address, i%10))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
 	b.do(chromedp.Navigate("http://" + admin + "/#/services/many"))
 	b.until("asks for a token")
 	b.do(chromedp.SendKeys(`input[type="password"]`, "wrong", chromedp.ByQuery))
@@ -322,6 +344,26 @@ func TestDashboardLarge(t *testing.T) {
 	b.until(`127\.1\.7\.77:80`)
 	if rows := b.eval(`document.querySelectorAll("main .grid tbody tr").length`).(float64); rows != 1 {
 		t.Errorf("%v rows match", rows)
+	}
+
+	// The overview asks for little, however many instances there are.
+	b.eval(`location.hash = "#/"`)
+	b.until(`many\s+5000 of 5000`)
+	b.eval(`performance.clearResourceTimings()`)
+	var asked struct {
+		Looks int
+		Bytes float64
+		Paths []string
+	}
+	until(t, "three looks", func() bool {
+		b.do(chromedp.Evaluate(`(() => { const list = performance.getEntriesByType("resource").filter((e) => e.responseEnd > 0);
+			return { looks: list.filter((e) => e.name.endsWith("/stats")).length, bytes: list.reduce((n, e) => n + e.encodedBodySize, 0), paths: [...new Set(list.map((e) => new URL(e.name).pathname))].sort() } })()`, &asked))
+		return asked.Looks >= 3
+	})
+	if per := asked.Bytes / float64(asked.Looks); per > 64<<10 || strings.Join(asked.Paths, " ") != "/api/v1/stats /api/v1/status" {
+		t.Errorf("a look takes %.0f bytes of %v", per, asked.Paths)
+	} else {
+		t.Logf("a look takes %.0f bytes", per)
 	}
 }
 

@@ -41,6 +41,8 @@ export function setToken(token: string): void {
   sessionStorage.setItem(tokenKey, token);
 }
 
+export function hasToken(): boolean { return sessionStorage.getItem(tokenKey) !== null; }
+
 function headers(more: Record<string, string> = {}): Record<string, string> {
   const token = sessionStorage.getItem(tokenKey);
   return token ? { ...more, Authorization: "Bearer " + token } : more;
@@ -49,7 +51,7 @@ function headers(more: Record<string, string> = {}): Record<string, string> {
 async function ask(path: string, init: RequestInit): Promise<Response> {
   const response = await fetch(path, { ...init, cache: "no-store" });
   if (response.status === 401) throw new NeedToken();
-  if (!response.ok) {
+  if (!response.ok && response.status !== 304) {
     const problem = await response.json().catch(() => ({})) as { detail?: string };
     throw new Refused(response.status, problem.detail ?? `${response.status} ${response.statusText}`);
   }
@@ -59,6 +61,19 @@ async function ask(path: string, init: RequestInit): Promise<Response> {
 export async function get<T>(path: string): Promise<T> {
   const response = await ask(path, { headers: headers(), signal: AbortSignal.timeout(10_000) });
   return await response.json() as T;
+}
+
+const known = new Map<string, { tag: string; value: unknown }>();
+
+// getChanged is get, but what has not changed since the last time is neither sent nor read again: the same value is returned.
+export async function getChanged<T>(path: string): Promise<T> {
+  const was = known.get(path);
+  const response = await ask(path, { headers: headers(was ? { "If-None-Match": was.tag } : {}), signal: AbortSignal.timeout(10_000) });
+  if (response.status === 304 && was) return was.value as T;
+  const value = await response.json() as T, tag = response.headers.get("ETag");
+  known.clear(); // one page is shown at a time
+  if (tag) known.set(path, { tag, value });
+  return value;
 }
 
 export async function send(method: string, path: string, body?: unknown): Promise<void> {

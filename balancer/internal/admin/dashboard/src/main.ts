@@ -1,9 +1,9 @@
 // The dashboard: pages by hash, one loop that asks, and a stream of events.
-import { follow, get, NeedToken, setToken, type Event, type Service, type Stats, type Status } from "./api";
+import { follow, get, NeedToken, setToken, type Event, type Stats, type Status } from "./api";
 import { el, fill } from "./dom";
 import { ConfigPage, Events, RoutesPage } from "./others";
 import { Overview } from "./overview";
-import { dialog } from "./parts";
+import { dialog, release } from "./parts";
 import { redraw, toggleTables } from "./plot";
 import { ServicePage } from "./service";
 import { ago, clock, History } from "./stats";
@@ -13,9 +13,10 @@ const every = 2000, slowest = 15_000, keptEvents = 3000;
 interface Page { node: HTMLElement; update?: () => Promise<void>; draw?: () => void; destroy?: () => void }
 
 const history = new History();
+const endpoints = new Map<string, History>(); // of the services whose pages were shown
 let events: Event[] = [];
 let status: Status | undefined;
-let services: Service[] = [];
+let stats: Stats | undefined;
 let page: Page | undefined;
 let lastSeen = 0;
 
@@ -53,14 +54,17 @@ function route(): void {
   let title = "Overview";
   if (first === "services" && second !== "") {
     const name = decodeURIComponent(second);
-    page = new ServicePage(name, history, () => status?.registry?.prefix ?? "/rota", () => void look());
+    let of = endpoints.get(name);
+    if (!of) endpoints.set(name, of = new History(60));
+    page = new ServicePage(name, history, of, () => status, () => void look());
     title = name;
   } else if (first === "events") { page = new Events(() => events); title = "Events"; }
   else if (first === "routes") { page = new RoutesPage(); title = "Routes"; }
   else if (first === "config") { page = new ConfigPage(); title = "Configuration"; }
-  else page = new Overview(history);
+  else page = new Overview(history, () => events, () => void look());
   document.title = title + " · Rota";
   fill(main, page!.node);
+  show();
   for (const a of nav.querySelectorAll("a")) {
     const here = a.getAttribute("href") === (first === "" || first === "services" ? "#/" : "#/" + first);
     if (here) a.setAttribute("aria-current", "page");
@@ -72,7 +76,7 @@ addEventListener("hashchange", route);
 
 // show brings what is known to the page.
 function show(): void {
-  if (page instanceof Overview && status) page.set(status, services);
+  if (page instanceof Overview && status && stats) page.set(status, stats);
   const s = status;
   if (!s) return;
   fill(version, `${s.version}, up ${ago(s.started)}`);
@@ -96,7 +100,8 @@ function warn(gone: string): void {
   if (s && gone === "") {
     if (!s.ready) list.push(banner("bad", "Not ready:", (s.reasons ?? []).join("; ")));
     if (s.registry && !s.registry.connected) list.push(banner("warn", "etcd is out of reach.", `Requests are served by the last table${s.snapshot ? ", from the snapshot" : ""}; changes are not seen. ${s.registry.error ?? ""}`));
-    for (const b of s.brakes ?? []) list.push(banner("warn", "Brake:", serviceLink(b.service), ` has lost ${b.lost} of ${b.of} records at once, ${ago(b.since)} ago. Who answers serves on. If they are to go: rota services release ${b.service}`));
+    for (const b of s.brakes ?? []) list.push(banner("warn", "Brake:", serviceLink(b.service), ` has lost ${b.lost} of ${b.of} records at once, ${ago(b.since)} ago. Who answers serves on. `,
+      el("button", { type: "button", onclick: () => release(b.service, () => void look()) }, "Release…")));
     for (const p of s.panics ?? []) list.push(banner("bad", "Panic:", serviceLink(p), " has so few instances in a good condition that all of them get requests."));
     if (s.route_conflicts > 0) list.push(banner("warn", `${s.route_conflicts} routes never match.`, el("a", { href: "#/routes" }, "Which")));
     for (const q of (s.quarantined ?? []).slice(0, 3)) list.push(banner("warn", "Set aside:", el("code", {}, q.key), ` ${q.reason}`, q.last_good_value_in_use ? "; its last good value counts on." : ""));
@@ -118,11 +123,8 @@ async function look(): Promise<void> {
   looking = true;
   clearTimeout(timer);
   try {
-    const overview = page instanceof Overview;
-    const [s, stats, list] = await Promise.all([get<Status>("/api/v1/status"), get<Stats>("/api/v1/stats"), overview ? get<Service[]>("/api/v1/services") : services]);
-    status = s;
-    services = list;
-    history.stats(stats);
+    [status, stats] = await Promise.all([get<Status>("/api/v1/status"), get<Stats>("/api/v1/stats")]);
+    history.stats(stats, page instanceof ServicePage ? page.name : "");
     await page?.update?.();
     lastSeen = Date.now();
     wait = every;
@@ -164,6 +166,7 @@ async function stream(): Promise<void> {
       await follow(events.at(-1)?.seq ?? 0, (list) => {
         if (list[0]!.seq <= (events.at(-1)?.seq ?? 0)) events = []; // another life of the daemon
         events = [...events, ...list].slice(-keptEvents);
+        if (page instanceof ServicePage && list.some((e) => e.service === (page as ServicePage).name)) page.heard();
         page?.draw?.();
       }, new AbortController().signal);
     } catch (e) {
@@ -173,7 +176,7 @@ async function stream(): Promise<void> {
   }
 }
 
-const keys: [string, string][] = [["/", "filter"], ["t", "tables in place of plots"], ["g o", "overview"], ["g e", "events"], ["g r", "routes"], ["g c", "configuration"], ["d", "light or dark"], ["?", "this"], ["Esc", "close, or leave a field"]];
+const keys: [string, string][] = [["/", "filter"], ["t", "tables under the plots"], ["g o", "overview"], ["g e", "events"], ["g r", "routes"], ["g c", "configuration"], ["d", "light or dark"], ["?", "this"], ["Esc", "close, or leave a field"]];
 
 function showHelp(): void {
   const list = el("dl", { class: "pairs" });

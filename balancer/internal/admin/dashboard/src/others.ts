@@ -6,6 +6,17 @@ import { clock, time } from "./stats";
 
 const kinds = ["instance", "routes", "config", "registry", "brake", "panic", "operator"];
 
+// eventLine is an event in a timeline.
+export function eventLine(e: Event): HTMLElement {
+  return el("li", { class: e.kind },
+    el("time", { datetime: e.at, title: e.at }, clock(e.at)),
+    el("span", { class: "kind" }, e.kind),
+    el("span", { class: "what" },
+      e.service !== undefined && e.service !== "" && el("a", { href: "#/services/" + encodeURIComponent(e.service) }, e.instance ? `${e.service} / ${e.instance}` : e.service),
+      e.to !== undefined && e.to !== "" && stateBadge(e.to), el("span", {}, e.text)),
+    el("span", { class: "note" }, e.revision ? `revision ${e.revision}` : ""));
+}
+
 // Events is the timeline: the latest first.
 export class Events {
   readonly node: HTMLElement;
@@ -24,13 +35,7 @@ export class Events {
   draw(): void {
     const shown = this.events().filter((e) => (this.kind === "" || e.kind === this.kind) &&
       (this.text === "" || [e.service, e.instance, e.address, e.text, e.to].some((t) => t?.toLowerCase().includes(this.text)))).slice(-400).reverse();
-    fill(this.list, ...shown.map((e) => el("li", { class: e.kind },
-      el("time", { datetime: e.at, title: e.at }, clock(e.at)),
-      el("span", { class: "kind" }, e.kind),
-      el("span", { class: "what" },
-        e.service !== undefined && e.service !== "" && el("a", { href: "#/services/" + encodeURIComponent(e.service) }, e.instance ? `${e.service} / ${e.instance}` : e.service),
-        e.to !== undefined && e.to !== "" && stateBadge(e.to), el("span", {}, e.text)),
-      el("span", { class: "note" }, e.revision ? `revision ${e.revision}` : ""))),
+    fill(this.list, ...shown.map(eventLine),
       shown.length === 0 && el("li", { class: "empty" }, "Nothing has happened, as far as this shows."));
   }
 }

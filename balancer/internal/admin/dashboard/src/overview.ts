@@ -1,73 +1,104 @@
-import type { Service, Status } from "./api";
+import type { Counters, Event, Stats, Status } from "./api";
 import { el, fill } from "./dom";
-import { Grid, number, stateBar } from "./parts";
+import { eventLine } from "./others";
+import { Grid, number, pairs, release, stateBar } from "./parts";
 import { Plot, sparkline } from "./plot";
-import { percent, rate, time, type History } from "./stats";
+import { ago, percent, rate, time, type History } from "./stats";
 
-interface Row { name: string; service: Service | undefined }
+const lately = 8; // events that are shown
 
+// Overview shows all services, how the daemon stands with etcd, and what has happened of late.
 export class Overview {
   readonly node: HTMLElement;
   private readonly numbers = el("div", { class: "numbers" });
-  private readonly plots: Plot[];
-  private readonly grid: Grid<Row>;
+  private readonly plots = plots();
+  private readonly grid: Grid<Counters>;
+  private readonly registry = el("div");
+  private readonly events = el("ol", { class: "timeline" });
+  private services: Counters[] = [];
   private filter = "";
 
-  constructor(private readonly history: History) {
-    this.plots = plots();
-    this.grid = new Grid<Row>("Services", [
-      { title: "Service", sort: (r) => r.name, cell: (r) => r.name },
-      { title: "Instances", sort: (r) => r.service?.eligible ?? 0, cell: (r) => this.instances(r) },
-      { title: "Requests/s", numeric: true, sort: (r) => history.now(r.name)?.rate ?? 0, cell: (r) => rate(history.now(r.name)?.rate) },
-      { title: "Errors", numeric: true, sort: (r) => history.now(r.name)?.errors ?? 0, cell: (r) => percent(history.now(r.name)?.errors) },
-      { title: "p50", numeric: true, sort: (r) => history.now(r.name)?.p50 ?? 0, cell: (r) => time(history.now(r.name)?.p50) },
-      { title: "p99", numeric: true, sort: (r) => history.now(r.name)?.p99 ?? 0, cell: (r) => time(history.now(r.name)?.p99) },
-      { title: "In flight", numeric: true, sort: (r) => r.service?.in_flight ?? 0, cell: (r) => String(r.service?.in_flight ?? 0) },
-      { title: "p99 of late", cell: (r) => sparkline(history.of(r.name).slice(-60).map((p) => p.p99), "p99 of late") as unknown as Node },
-      { title: "Policy", sort: (r) => r.service?.policy ?? "", cell: (r) => r.service?.policy ?? "" },
-    ], "No service is known. Register one, or run: rota dev", (r) => { location.hash = "#/services/" + encodeURIComponent(r.name); });
+  constructor(private readonly history: History, private readonly heard: () => Event[], private readonly changed: () => void) {
+    const now = (c: Counters) => history.now(c.name!);
+    this.grid = new Grid<Counters>("Services", [
+      { title: "Service", class: "name", sort: (c) => c.name!, cell: (c) => c.name! },
+      { title: "Ready", sort: (c) => c.ready, cell: (c) => el("span", { class: "with-bar" }, ready(c), `${c.ready} of ${c.instances}`) },
+      { title: "Requests/s", numeric: true, sort: (c) => now(c)?.rate ?? 0, cell: (c) => rate(now(c)?.rate) },
+      { title: "Errors", numeric: true, sort: (c) => now(c)?.errors ?? 0, cell: (c) => percent(now(c)?.errors) },
+      { title: "p50", numeric: true, sort: (c) => now(c)?.p50 ?? 0, cell: (c) => time(now(c)?.p50) },
+      { title: "p99", numeric: true, sort: (c) => now(c)?.p99 ?? 0, cell: (c) => time(now(c)?.p99) },
+      { title: "p99 of late", cell: (c) => sparkline(history.of(c.name!).slice(-60).map((p) => p.p99), "p99 of late") as unknown as Node },
+      { title: "In flight", numeric: true, sort: (c) => c.in_flight, cell: (c) => String(c.in_flight) },
+    ], "No service is known yet: register one, or run rota dev.", (c) => { location.hash = "#/services/" + encodeURIComponent(c.name!); });
     const search = el("input", { type: "search", placeholder: "Filter  /", "aria-label": "Filter services", class: "filter", oninput: () => { this.filter = search.value.toLowerCase(); this.list(); } });
     this.node = el("div", {}, this.numbers, el("div", { class: "plots" }, ...this.plots.map((p) => p.node)),
-      el("section", { class: "card" }, el("header", {}, el("h2", {}, "Services"), search), this.grid.node));
+      el("div", { class: "beside" },
+        el("div", {},
+          el("section", { class: "card" }, el("header", {}, el("h2", {}, "Services"), search), this.grid.node),
+          el("section", { class: "card" }, el("header", {}, el("h2", {}, "Of late"), el("a", { href: "#/events" }, "All events")), this.events)),
+        el("section", { class: "card" }, el("header", {}, el("h2", {}, "etcd")), this.registry)));
+    this.draw();
   }
 
-  private services: Service[] = [];
-
-  private instances(r: Row): Node {
-    const counts = new Map<string, number>();
-    for (const i of r.service?.instances ?? []) counts.set(i.state, (counts.get(i.state) ?? 0) + 1);
-    return el("span", { class: "with-bar" }, stateBar(counts), ` ${counts.get("ready") ?? 0} of ${r.service?.instances.length ?? 0}`);
-  }
-
-  set(status: Status, services: Service[]): void {
-    this.services = services;
-    const now = this.history.now("");
+  set(status: Status, stats: Stats): void {
+    this.services = stats.services;
+    const now = this.history.now(""), t = stats.total;
     fill(this.numbers,
       number("Requests/s", rate(now?.rate)),
       number("Errors", percent(now?.errors), "", (now?.errors ?? 0) > 0.01),
       number("p50", time(now?.p50)), number("p95", time(now?.p95)), number("p99", time(now?.p99)),
-      number("In flight", String(now?.inFlight ?? status.serving), `${status.connections} connections`),
-      number("Instances", String(status.instances), status.doubted > 0 ? `${status.doubted} in doubt` : "all in good condition", status.doubted > 0));
+      number("In flight", String(t.in_flight)),
+      number("Instances ready", `${t.ready} of ${t.instances}`),
+      number("Client connections", String(status.connections)));
     for (const p of this.plots) p.set(this.history.of(""));
+    fill(this.registry, this.link(status));
     this.list();
   }
 
+  // link is how the daemon stands with etcd.
+  private link(s: Status): Node {
+    const r = s.registry;
+    if (!r) return el("p", { class: "note" }, "None: the instances are those of the configuration file.");
+    const brakes = (s.brakes ?? []).map((b) => el("div", { class: "brake" },
+      el("span", {}, el("a", { href: "#/services/" + encodeURIComponent(b.service) }, b.service), `: ${b.lost} of ${b.of} lost`),
+      el("button", { type: "button", onclick: () => release(b.service, this.changed) }, "Release…")));
+    return pairs([
+      ["Link", el("span", { class: r.connected ? "state ready" : "problem" }, r.connected ? "● in reach" : "■ out of reach")],
+      ["Problem", r.connected ? null : r.error],
+      ["Heard of", r.last_sync ? `${ago(r.last_sync)} ago` : "never"],
+      ["Revision", String(r.revision)],
+      ["Keys", el("code", {}, r.prefix + "/")],
+      ["Table", `generation ${s.table_generation}${s.snapshot ? ", from the snapshot" : ""}`],
+      ["Set aside", s.quarantined?.length ? `${s.quarantined.length} keys` : "no key"],
+      ["Brake", brakes.length > 0 ? el("div", {}, ...brakes) : "not engaged"],
+    ]);
+  }
+
+  // draw shows the latest events.
+  draw(): void {
+    const list = this.heard().slice(-lately).reverse();
+    fill(this.events, ...list.map((e) => eventLine(e)), list.length === 0 && el("li", { class: "empty" }, "Nothing has happened."));
+  }
+
   private list(): void {
-    this.grid.set(this.services.filter((s) => s.name.includes(this.filter)).map((s) => ({ name: s.name, service: s })));
+    this.grid.set(this.services.filter((c) => c.name!.includes(this.filter)));
   }
 
   destroy(): void { for (const p of this.plots) p.destroy(); }
 }
 
+function ready(c: Counters): HTMLElement {
+  return stateBar(new Map([["ready", c.ready], ["not ready", c.instances - c.ready]]));
+}
+
 // plots are those of everything, or of one service.
 export function plots(): Plot[] {
-  const seconds = (v: number) => time(v);
   return [
     new Plot("Requests a second", [{ label: "requests/s", colour: "--accent", value: (p) => p.rate }], rate),
-    new Plot("Share of errors", [{ label: "errors", colour: "--bad", value: (p) => p.errors }], (v) => (100 * v).toFixed(v < 0.01 ? 2 : 1) + " %", 0.01),
+    new Plot("Share of errors", [{ label: "errors", colour: "--bad", value: (p) => p.errors }], percent, 0.01),
     new Plot("Latency", [
       { label: "p50", colour: "--quiet", value: (p) => p.p50 }, { label: "p95", colour: "--accent", value: (p) => p.p95 }, { label: "p99", colour: "--warn", value: (p) => p.p99 },
-    ], seconds, 0.001),
-    new Plot("In flight", [{ label: "in flight", colour: "--accent", value: (p) => p.inFlight }], (v) => String(Math.round(v))),
+    ], time, 0.001),
+    new Plot("In flight", [{ label: "in flight", colour: "--accent", value: (p) => p.inFlight }], (v) => String(Math.round(v)), 2),
   ];
 }

@@ -1,4 +1,5 @@
 // Parts of several pages.
+import { hasToken, send } from "./api";
 import { el, fill } from "./dom";
 import { ago } from "./stats";
 
@@ -16,10 +17,10 @@ export function stateBar(counts: Map<string, number>): HTMLElement {
   const total = [...counts.values()].reduce((a, b) => a + b, 0);
   const text = [...counts].map(([s, n]) => `${n} ${s}`).join(", ") || "none";
   const bar = el("span", { class: "bar", role: "img", "aria-label": text, title: text });
-  for (const s of states) {
+  for (const s of [...states, ...[...counts.keys()].filter((s) => !shapes[s])]) {
     const n = counts.get(s) ?? 0;
     if (n === 0) continue;
-    const part = el("i", { class: s });
+    const part = el("i", { class: shapes[s] ? s : "other" });
     part.style.width = `${100 * n / total}%`;
     bar.append(part);
   }
@@ -30,9 +31,13 @@ export function number(label: string, value: string, note = "", bad = false): HT
   return el("div", { class: "number" + (bad ? " bad" : "") }, el("span", { class: "label" }, label), el("strong", {}, value), note !== "" && el("span", { class: "note" }, note));
 }
 
-export interface Column<T> { title: string; numeric?: boolean; sort?: (row: T) => number | string; cell: (row: T) => Node | string }
+// two is a cell of two lines, the second of which says more about the first.
+function two(first: Node | string, second: Node | string): HTMLElement {
+  return el("span", { class: "two" }, el("span", {}, first), el("span", { class: "note" }, second));
+}
 
-const rowHeight = 36;
+// Column is one of a Grid; what is under a cell is a second line of it.
+export interface Column<T> { title: string; numeric?: boolean; class?: string; sort?: (row: T) => number | string; cell: (row: T) => Node | string; under?: (row: T) => Node | string }
 
 // Grid is a table of any length: only the rows that are in sight are there. It is sorted by its headings.
 export class Grid<T> {
@@ -45,10 +50,12 @@ export class Grid<T> {
   private readonly box: HTMLElement;
   private readonly table: HTMLTableElement;
 
-  constructor(label: string, private readonly columns: Column<T>[], private readonly empty: string, private readonly open?: (row: T) => void) {
+  constructor(label: string, private readonly columns: Column<T>[], private readonly empty: string, private readonly open?: (row: T) => void,
+    private readonly rowHeight = 36) {
     this.table = el("table", { "aria-label": label }, el("thead", {}, this.head), this.body);
     this.box = el("div", { class: "grid scroll", tabindex: 0, role: "region", "aria-label": label, onscroll: () => this.draw() }, this.table);
     this.node = this.box;
+    this.node.style.setProperty("--row", `${rowHeight}px`);
     this.heads();
   }
 
@@ -65,6 +72,15 @@ export class Grid<T> {
       } }, c.title, this.sorted === i ? (this.down ? " ↓" : " ↑") : ""));
       return cell;
     }));
+  }
+
+  // inSight are the rows that are shown.
+  inSight(): T[] { return this.rows.slice(...this.range(0)); }
+
+  // range is that of the rows in sight, with some more.
+  private range(more: number): [number, number] {
+    const from = Math.floor(this.box.scrollTop / this.rowHeight), n = Math.ceil((this.box.clientHeight || 600) / this.rowHeight);
+    return [Math.max(0, from - more), Math.min(this.rows.length, from + n + more)];
   }
 
   set(rows: T[]): void {
@@ -85,24 +101,23 @@ export class Grid<T> {
       fill(this.body, el("tr", {}, el("td", { colspan: this.columns.length, class: "empty" }, this.empty)));
       return;
     }
-    const height = this.box.clientHeight || 600;
-    const from = Math.max(0, Math.floor(this.box.scrollTop / rowHeight) - 10);
-    const to = Math.min(this.rows.length, from + Math.ceil(height / rowHeight) + 20);
+    const [from, to] = this.range(10);
     const space = (n: number) => {
       const row = el("tr", { class: "space", "aria-hidden": "true" }, el("td", { colspan: this.columns.length }));
-      row.style.height = `${n * rowHeight}px`;
+      row.style.height = `${n * this.rowHeight}px`;
       return row;
     };
     const focus = document.activeElement instanceof HTMLElement && this.body.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
     fill(this.body, from > 0 && space(from), ...this.rows.slice(from, to).map((row, i) => {
       const line = el("tr", { "aria-rowindex": from + i + 2, class: this.open ? "link" : "" });
       line.append(...this.columns.map((c, k) => {
-        const inner = c.cell(row);
-        const cell = el("td", { class: c.numeric ? "n" : "" });
+        const inner = c.cell(row), under = c.under?.(row);
+        const cell = el("td", { class: [c.numeric ? "n" : "", c.class ?? ""].join(" ").trim() });
+        let main: Node = inner instanceof Node ? inner : el("span", {}, inner);
         if (k === 0 && this.open) {
-          const key = `${from + i}`;
-          cell.append(el("button", { type: "button", class: "plain", "data-key": key, onclick: (e: globalThis.Event) => { e.stopPropagation(); this.open!(row); } }, inner));
-        } else cell.append(inner instanceof Node ? inner : el("span", {}, inner));
+          main = el("button", { type: "button", class: "plain", "data-key": `${from + i}`, onclick: (e: globalThis.Event) => { e.stopPropagation(); this.open!(row); } }, inner);
+        }
+        cell.append(under === undefined ? main : two(main, under));
         return cell;
       }));
       if (this.open) line.addEventListener("click", (e) => { if (!(e.target as Element).closest("button")) this.open!(row); });
@@ -115,11 +130,50 @@ export class Grid<T> {
 // copyButton copies a text, and says so.
 export function copyButton(label: string, text: () => Promise<string> | string): HTMLElement {
   const b = el("button", { type: "button", onclick: async () => {
-    await navigator.clipboard.writeText(await text());
-    fill(b, "copied");
+    fill(b, await copy(await text(), b) ? "copied" : "cannot copy: mark it by hand");
     setTimeout(() => fill(b, label), 1500);
   } }, label);
   return b;
+}
+
+// copy puts a text on the clipboard. Over plain HTTP from another machine a page has no navigator.clipboard: then it is marked and
+// copied as if by hand, in the dialog that near is in, since nothing outside of it can be marked.
+async function copy(text: string, near: HTMLElement): Promise<boolean> {
+  if (window.isSecureContext && navigator.clipboard) return navigator.clipboard.writeText(text).then(() => true, () => false);
+  const area = el("textarea", { class: "aside", "aria-hidden": "true", tabindex: -1 });
+  area.value = text;
+  near.after(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  near.focus();
+  return done;
+}
+
+// quote writes a text as a word of a shell.
+export function quote(text: string): string {
+  return "'" + text.replaceAll("'", `'\\''`) + "'";
+}
+
+// confirm asks before anything is changed, and shows how the same is done elsewhere.
+export function confirm(title: string, what: string, method: string, path: string, body: unknown, done: () => void, ...more: Node[]): void {
+  const data = body === undefined ? "" : ` -H 'Content-Type: application/json' -d ${quote(JSON.stringify(body))}`;
+  const curl = `curl -X ${method}${data}${hasToken() ? ' -H "Authorization: Bearer $ROTA_ADMIN_TOKEN"' : ""} ${quote(location.origin + path)}`;
+  const said = el("p", { class: "problem", role: "alert" });
+  const box = dialog(title, el("p", {}, what), el("pre", {}, curl), said,
+    el("footer", {}, el("button", { type: "button", class: "primary", onclick: async () => {
+      try {
+        await send(method, path, body);
+        box.close();
+        done();
+      } catch (e) { fill(said, e instanceof Error ? e.message : String(e)); }
+    } }, "Do it"), copyButton("Copy as curl", () => curl), ...more, el("button", { type: "button", onclick: () => box.close() }, "Cancel")));
+}
+
+// release asks whether the suspects of a service are to be given up.
+export function release(service: string, done: () => void): void {
+  confirm(`Release the brake of ${service}?`, "Instances whose records were lost serve on while they answer. This gives them up at once: for when you know that they are not to serve. " +
+    "Those that register again come back.", "POST", `/api/v1/services/${encodeURIComponent(service)}/release`, undefined, done);
 }
 
 // dialog shows something above the page until it is closed.
@@ -142,5 +196,5 @@ export function pairs(list: [string, Node | string | undefined | null | false][]
 }
 
 export function since(at: string | undefined): string {
-  return at ? ago(at) : "–";
+  return ago(at);
 }

@@ -1,17 +1,17 @@
-// Plots over time, each with a table of the same figures beside it.
+// Plots over time, each with a table of the same figures under it for who wants one.
 import uPlot from "uplot";
 import { el, fill, svg } from "./dom";
 import { clock, type Point } from "./stats";
 
 export interface Series { label: string; colour: string; value: (p: Point) => number | null }
 
-// showTables says whether tables stand in place of plots.
-let showTables = false;
+const height = 150;
 const all = new Set<Plot>();
 
+// toggleTables shows the tables of all plots, or hides them if all are shown.
 export function toggleTables(): void {
-  showTables = !showTables;
-  for (const p of all) p.draw();
+  const show = [...all].some((p) => !p.tabled);
+  for (const p of all) p.showTable(show);
 }
 
 export function redraw(): void {
@@ -22,21 +22,31 @@ function colour(name: string): string {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
+// top is the least round number that a value fits under, so that the highest line of the grid is the edge of the plot.
+function top(value: number): number {
+  const unit = 10 ** Math.floor(Math.log10(value));
+  return unit * [1, 2, 4, 6, 8, 10].find((n) => n * unit >= value * 0.999)!;
+}
+
 // Plot draws points as they are set.
 export class Plot {
   readonly node: HTMLElement;
+  tabled = false;
   private readonly body = el("div", { class: "plot-body" });
+  private readonly from = el("span");
+  private readonly to = el("span");
+  private readonly foot = el("div", { class: "span", "aria-hidden": "true" }, this.from, this.to);
+  private readonly table = el("div", { class: "scroll figures", hidden: true, tabindex: 0 });
+  private readonly legend = el("div", { class: "legend" });
+  private readonly button = el("button", { type: "button", class: "plain", "aria-expanded": "false", title: "Figures (t)", onclick: () => this.showTable(!this.tabled) }, "Table");
   private chart: uPlot | null = null;
   private points: Point[] = [];
   private observer = new ResizeObserver(() => this.resize());
 
   constructor(title: string, private readonly series: Series[], private readonly format: (v: number) => string, private readonly least = 1) {
-    const legend = el("div", { class: "legend" }, ...(series.length > 1 ? series.map((s) => {
-      const key = el("i", { "aria-hidden": "true" });
-      key.style.background = `var(${s.colour})`;
-      return el("span", {}, key, s.label);
-    }) : []));
-    this.node = el("section", { class: "card plot", "aria-label": title }, el("header", {}, el("h2", {}, title), legend), this.body);
+    this.table.setAttribute("aria-label", "Figures: " + title);
+    this.node = el("section", { class: "card plot", "aria-label": title }, el("header", {}, el("h2", {}, title), this.legend, this.button), this.body, this.foot, this.table);
+    this.tell(null);
     this.observer.observe(this.body);
     all.add(this);
   }
@@ -58,54 +68,79 @@ export class Plot {
     this.draw();
   }
 
-  draw(): void {
-    if (showTables) {
-      this.chart?.destroy();
-      this.chart = null;
-      const rows = this.points.slice(-20).reverse();
-      fill(this.body, el("div", { class: "scroll" }, el("table", { class: "figures" },
+  showTable(show: boolean): void {
+    this.tabled = show;
+    this.table.hidden = !show;
+    this.button.setAttribute("aria-expanded", String(show));
+    fill(this.button, show ? "Hide table" : "Table");
+    this.draw();
+  }
+
+  // tell names the lines, with their values where the pointer is.
+  private tell(p: Point | null | undefined): void {
+    fill(this.legend, p ? el("span", {}, clock(p.at)) : null, ...(p || this.series.length > 1 ? this.series.map((s) => {
+      const key = el("i", { "aria-hidden": "true" });
+      key.style.background = `var(${s.colour})`;
+      const v = p ? s.value(p) : null;
+      return el("span", {}, key, p ? (v === null ? "–" : this.format(v)) : s.label);
+    }) : []));
+  }
+
+  private draw(): void {
+    if (this.tabled) {
+      fill(this.table, el("table", {},
         el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Time"), ...this.series.map((s) => el("th", { scope: "col", class: "n" }, s.label)))),
-        el("tbody", {}, ...rows.map((p) => el("tr", {}, el("td", {}, clock(p.at)), ...this.series.map((s) => {
+        el("tbody", {}, ...this.points.slice(-30).reverse().map((p) => el("tr", {}, el("td", {}, clock(p.at)), ...this.series.map((s) => {
           const v = s.value(p);
           return el("td", { class: "n" }, v === null ? "–" : this.format(v));
-        })))))));
-      return;
+        }))))));
     }
+    const first = this.points[0], last = this.points.at(-1);
+    fill(this.from, first ? clock(first.at) : "");
+    fill(this.to, last && last !== first ? clock(last.at) : "");
     const data: uPlot.AlignedData = [this.points.map((p) => p.at / 1000), ...this.series.map((s) => this.points.map(s.value))];
     if (this.chart) {
       this.chart.setData(data);
       return;
     }
     fill(this.body);
-    const grid = { stroke: colour("--line"), width: 1 }, text = colour("--muted"), font = "11px system-ui, sans-serif";
+    const text = colour("--muted"), axis = 50;
+    this.foot.style.paddingLeft = `${axis}px`;
     this.chart = new uPlot({
-      width: Math.max(this.body.clientWidth, 200), height: 150, legend: { show: false }, padding: [8, 22, 0, 0],
-      cursor: { points: { size: 6 }, drag: { x: false, y: false } }, scales: { y: { range: (_u, _min, max) => [0, max > 0 ? max * 1.15 : this.least] } },
+      width: Math.max(this.body.clientWidth, 200), height, legend: { show: false }, padding: [7, 1, 3, 0],
+      cursor: { points: { size: 6 }, drag: { x: false, y: false }, y: false },
+      scales: { y: { range: (_u, _min, most) => [0, top(Math.max(most ?? 0, this.least))] } },
       axes: [
-        { stroke: text, font, grid: { show: false }, ticks: { show: false }, size: 24, values: (u, ticks) => ticks.map((t) => clock(t * 1000).slice(0, (u.scales.x!.max! - u.scales.x!.min!) < 300 ? 8 : 5)), space: 80 },
-        { stroke: text, font, grid, ticks: { show: false }, size: 58, values: (_u, ticks) => ticks.map((t) => t === 0 ? "0" : this.format(t)), space: 34 },
+        { show: false },
+        {
+          stroke: text, font: "11px system-ui, sans-serif", grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, size: axis, gap: 8,
+          splits: (u) => [0, u.scales.y!.max! / 2, u.scales.y!.max!], values: (_u, list) => list.map((v) => v === 0 ? "0" : this.format(v)),
+        },
       ],
       series: [{}, ...this.series.map((s, i) => ({
-        stroke: colour(s.colour), width: 1.5, points: { show: false },
+        stroke: colour(s.colour), width: 1.5, points: { show: this.points.length === 1 },
         ...(i === 0 && this.series.length === 1 ? { fill: colour(s.colour) + "18" } : {}),
       }))],
+      hooks: { setCursor: [(u) => this.tell(u.cursor.idx === null || u.cursor.idx === undefined ? null : this.points[u.cursor.idx])] },
     }, data, this.body);
   }
 
   private resize(): void {
-    if (this.chart && this.body.clientWidth > 0) this.chart.setSize({ width: this.body.clientWidth, height: 150 });
+    if (this.chart && this.body.clientWidth > 0) this.chart.setSize({ width: this.body.clientWidth, height });
   }
 }
 
 // sparkline is a small line without axes.
 export function sparkline(values: (number | null)[], label: string): SVGElement {
-  const width = 96, height = 22, known = values.filter((v): v is number => v !== null);
+  const width = 88, tall = 22, known = values.filter((v): v is number => v !== null);
   const most = Math.max(...known, 1e-9);
   let path = "", pen = "M";
   values.forEach((v, i) => {
     if (v === null) { pen = "M"; return; }
-    path += `${pen}${(i * width / Math.max(values.length - 1, 1)).toFixed(1)} ${(height - 2 - v / most * (height - 4)).toFixed(1)}`;
+    const y = (tall - 2 - v / most * (tall - 4)).toFixed(1), x = i * (width - 2) / Math.max(values.length - 1, 1) + 1;
+    path += `${pen}${x.toFixed(1)} ${y}`;
+    if (pen === "M") path += "h.1"; // a point, if the next one is not known
     pen = "L";
   });
-  return svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, class: "spark", role: "img", "aria-label": label }, svg("path", { d: path || "M0 0" }));
+  return svg("svg", { viewBox: `0 0 ${width} ${tall}`, width, height: tall, class: "spark", role: "img", "aria-label": label }, svg("path", { d: path || "M0 0" }));
 }

@@ -6,6 +6,7 @@ export interface Point { at: number; rate: number; errors: number; inFlight: num
 interface Counted { requests: number; errors: number; in_flight: number; buckets: number[] }
 
 const kept = 300; // of points: ten minutes
+const least = 1000; // milliseconds between two looks: what happens in less says little of a second
 
 // quantile estimates a quantile in seconds, within its bucket in proportion; null when nothing was counted.
 export function quantile(buckets: number[], bounds: number[], q: number): number | null {
@@ -33,8 +34,10 @@ export class History {
 
   add(name: string, at: number, counted: Counted, bounds: number[]): void {
     const was = this.last.get(name);
+    const anew = !was || counted.requests < was.counted.requests; // the first look, or the daemon has started anew
+    if (!anew && at - was.at < least) return;
     this.last.set(name, { at, counted });
-    if (!was || at <= was.at || counted.requests < was.counted.requests) return; // the first look, or the daemon has started anew
+    if (anew) return;
     const seconds = (at - was.at) / 1000;
     const buckets = counted.buckets.map((n, i) => n - (was.counted.buckets[i] ?? 0));
     const requests = counted.requests - was.counted.requests;
@@ -47,10 +50,11 @@ export class History {
     this.points.set(name, list);
   }
 
-  stats(s: Stats): void {
+  // stats adds all of an answer, but for one service: that whose page adds its figures itself, from the answer it shows.
+  stats(s: Stats, but: string): void {
     const at = Date.parse(s.at);
     this.add("", at, s.total, s.bounds);
-    for (const v of s.services) this.add(v.name!, at, v, s.bounds);
+    for (const v of s.services) if (v.name !== but) this.add(v.name!, at, v, s.bounds);
   }
 
   of(name: string): Point[] { return this.points.get(name) ?? []; }
