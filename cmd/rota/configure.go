@@ -23,6 +23,9 @@ func configCommand() *cobra.Command {
 			"--daemon it is that of the running daemon.",
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, list []string) error {
+			if l.etcdctl {
+				return noEtcdctl("the configuration is a file; routes and policies in etcd are shown by rota routes ls --etcdctl")
+			}
 			if daemon {
 				var c struct{ YAML string }
 				if _, err := l.get(cmd.Context(), "/api/v1/config", &c); err != nil {
@@ -87,6 +90,9 @@ func healthcheckCommand() *cobra.Command {
 		Use: "healthcheck", Short: "Exit with 0 when the daemon takes traffic, else with 1", Args: args(cobra.NoArgs),
 		Long: "Ask the daemon whether it takes traffic (GET /readyz), for HEALTHCHECK of containers and for scripts. It needs no token.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if l.etcdctl {
+				return noEtcdctl("it is the daemon that takes traffic; for etcd itself: etcdctl endpoint health")
+			}
 			var r struct {
 				Status  string
 				Reasons []string
@@ -106,6 +112,9 @@ func loglevelCommand() *cobra.Command {
 		Use: "loglevel [debug|info|warn|error]", Short: "Show or change the level of the daemon's log, until it reads its configuration anew",
 		Args: args(cobra.MaximumNArgs(1)), ValidArgs: []string{"debug", "info", "warn", "error"},
 		RunE: func(cmd *cobra.Command, list []string) error {
+			if l.etcdctl {
+				return noEtcdctl("the level of a daemon's log is in its memory alone")
+			}
 			method, body := http.MethodGet, []byte(nil)
 			if len(list) > 0 {
 				method, body = http.MethodPut, fmt.Appendf(nil, `{"level": %q}`, list[0])

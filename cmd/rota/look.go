@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,10 +11,11 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"os/signal"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/hashicorp/go-retryablehttp"
 	"github.com/spf13/cobra"
@@ -56,21 +58,13 @@ func (l *look) get(ctx context.Context, path string, v any) ([]byte, error) {
 	return l.ask(ctx, http.MethodGet, path, nil, v)
 }
 
-// ask does a request of the admin API, with a body if there is one, and reads the answer into v unless that is nil.
-func (l *look) ask(ctx context.Context, method, path string, body []byte, v any) ([]byte, error) {
-	if l.output != "table" && l.output != "json" {
-		return nil, usageError{fmt.Errorf("--output %q: use table or json", l.output)}
-	}
-	client := retryablehttp.NewClient()
-	client.Logger = nil
-	client.RetryMax, client.RetryWaitMin, client.RetryWaitMax = 2, 50*time.Millisecond, 200*time.Millisecond
-	client.HTTPClient.Timeout = 5 * time.Second
-	client.ErrorHandler = retryablehttp.PassthroughErrorHandler
-	var raw any // a nil slice would be a body
+// request makes a request of the admin API, with a body if there is one.
+func (l *look) request(ctx context.Context, method, path string, body []byte) (*http.Request, error) {
+	var sent io.Reader // a nil slice would be a body
 	if body != nil {
-		raw = body
+		sent = bytes.NewReader(body)
 	}
-	req, err := retryablehttp.NewRequestWithContext(ctx, method, "http://"+l.admin+path, raw)
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+l.admin+path, sent)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("--admin %q: %w", l.admin, err)}
 	}
@@ -85,7 +79,28 @@ func (l *look) ask(ctx context.Context, method, path string, body []byte, v any)
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
-	resp, err := client.Do(req)
+	return req, nil
+}
+
+// ask does a request of the admin API, with a body if there is one, and reads the answer into v unless that is nil.
+func (l *look) ask(ctx context.Context, method, path string, body []byte, v any) ([]byte, error) {
+	if l.output != "table" && l.output != "json" {
+		return nil, usageError{fmt.Errorf("--output %q: use table or json", l.output)}
+	}
+	client := retryablehttp.NewClient()
+	client.Logger = nil
+	client.RetryMax, client.RetryWaitMin, client.RetryWaitMax = 2, 50*time.Millisecond, 200*time.Millisecond
+	client.HTTPClient.Timeout = 5 * time.Second
+	client.ErrorHandler = retryablehttp.PassthroughErrorHandler
+	req, err := l.request(ctx, method, path, body)
+	if err != nil {
+		return nil, err
+	}
+	again, err := retryablehttp.FromRequest(req)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(again)
 	if err != nil {
 		return nil, fmt.Errorf("no daemon answers at %s: is it running? --admin or ROTA_ADMIN_ADDRESS names another address (%w)", l.admin, innermost(err))
 	}
@@ -99,12 +114,26 @@ func (l *look) ask(ctx context.Context, method, path string, body []byte, v any)
 		if json.Unmarshal(answer, &p) != nil || p.Detail == "" {
 			p.Detail = resp.Status
 		}
-		return nil, errors.New(p.Detail)
+		return nil, refused{resp.StatusCode, p.Detail}
 	}
 	if v == nil {
 		return answer, nil
 	}
 	return answer, json.Unmarshal(answer, v)
+}
+
+// refused is an answer of the daemon that says what was wrong.
+type refused struct {
+	status int
+	detail string
+}
+
+func (r refused) Error() string { return r.detail }
+
+// isUnknown reports whether the daemon does not know what it was asked about.
+func isUnknown(err error) bool {
+	var r refused
+	return errors.As(err, &r) && r.status == http.StatusNotFound
 }
 
 func innermost(err error) error {
@@ -131,8 +160,32 @@ func (l *look) etcdctlLine(w io.Writer, verb, key string, prefix bool) error {
 	if prefix {
 		verb += " --prefix"
 	}
-	_, err := fmt.Fprintf(w, "etcdctl %s %s%s\n", verb, l.prefix, key)
+	_, err := fmt.Fprintf(w, "etcdctl %s %s\n", verb, shellWord(l.prefix+key))
 	return err
+}
+
+// etcdctlPut prints the line that writes a value; that which deletes the key when the value is nil.
+func (l *look) etcdctlPut(w io.Writer, key string, value []byte) error {
+	if value == nil {
+		return l.etcdctlLine(w, "del", key, false)
+	}
+	_, err := fmt.Fprintf(w, "etcdctl put %s %s\n", shellWord(l.prefix+key), shellWord(string(value)))
+	return err
+}
+
+// noEtcdctl is what --etcdctl gets where etcd holds nothing of what was asked for.
+func noEtcdctl(why string) error {
+	return usageError{fmt.Errorf("--etcdctl: there is no such line: %s", why)}
+}
+
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./-]+$`)
+
+// shellWord writes a text as one word of a POSIX shell.
+func shellWord(s string) string {
+	if plainWord.MatchString(s) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 func statusCommand() *cobra.Command {
@@ -233,7 +286,7 @@ func servicesCommand() *cobra.Command {
 				"go at once: for when you know that they are not to serve. Those that register again come back.",
 			RunE: func(cmd *cobra.Command, list []string) error {
 				if release.etcdctl {
-					return usageError{errors.New("--etcdctl: this is between you and the daemon, nothing of it is in etcd")}
+					return noEtcdctl("suspects are what this daemon knows and etcd has lost")
 				}
 				var r balancer.Released
 				body, err := release.ask(cmd.Context(), http.MethodPost, "/api/v1/services/"+url.PathEscape(list[0])+"/release", nil, &r)
@@ -336,67 +389,6 @@ func showInstance(cmd *cobra.Command, l *look, service, id string) error {
 	return fmt.Errorf("service %s has no instance %s", service, id)
 }
 
-// watchInstances prints a line for every instance that appears, changes or goes, until interrupted.
-func watchInstances(cmd *cobra.Command, l *look, list []string) error {
-	service := strings.Join(list, "")
-	if l.etcdctl {
-		key := "/services/"
-		if service != "" {
-			key += service + "/"
-		}
-		return l.etcdctlLine(cmd.OutOrStdout(), "watch", key, true)
-	}
-	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt)
-	defer stop()
-	out := cmd.OutOrStdout()
-	seen := map[string]balancer.Instance{}
-	say := func(mark, key string, in balancer.Instance) {
-		if l.output == "json" {
-			json.NewEncoder(out).Encode(map[string]any{"change": mark, "instance": key, "now": in})
-			return
-		}
-		fmt.Fprintf(out, "%s  %-8s %s  %s  %s  weight %d  %s\n", time.Now().Format("15:04:05.000"), mark, key, in.Address, in.State, in.Weight, printable(in.Reason))
-	}
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		var all []balancer.Service
-		if _, err := l.get(ctx, "/api/v1/services", &all); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return err
-		}
-		now := map[string]balancer.Instance{}
-		for _, s := range all {
-			if service != "" && s.Name != service {
-				continue
-			}
-			for _, in := range s.Instances {
-				in.InFlight = 0
-				key := s.Name + "/" + in.ID
-				now[key] = in
-				if old, ok := seen[key]; !ok {
-					say("added", key, in)
-				} else if old.Revision != in.Revision || old.State != in.State || old.Address != in.Address {
-					say("changed", key, in)
-				}
-			}
-		}
-		for key, in := range seen {
-			if _, ok := now[key]; !ok {
-				say("gone", key, in)
-			}
-		}
-		seen = now
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
-}
-
 func routesCommand() *cobra.Command {
 	var l look
 	var watch look
@@ -424,56 +416,6 @@ func routesCommand() *cobra.Command {
 	}))...)
 }
 
-// watchRoutes prints changes of the routes in effect until Ctrl-C.
-func watchRoutes(l *look) *cobra.Command {
-	return l.flags(&cobra.Command{
-		Use: "watch", Short: "Print changes of routes as they happen", Args: args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if l.etcdctl {
-				return l.etcdctlLine(cmd.OutOrStdout(), "watch", "/routes/", true)
-			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt)
-			defer stop()
-			tick := time.NewTicker(200 * time.Millisecond)
-			defer tick.Stop()
-			var seen map[balancer.Route]bool
-			for {
-				var r balancer.Routes
-				if _, err := l.get(ctx, "/api/v1/routes", &r); ctx.Err() != nil {
-					return nil
-				} else if err != nil {
-					return err
-				}
-				now := map[balancer.Route]bool{}
-				for _, x := range r.Routes {
-					if now[x] = true; !seen[x] {
-						l.tellRoute(cmd.OutOrStdout(), "added", x)
-					}
-				}
-				for x := range seen {
-					if !now[x] {
-						l.tellRoute(cmd.OutOrStdout(), "gone", x)
-					}
-				}
-				seen = now
-				select {
-				case <-ctx.Done():
-					return nil
-				case <-tick.C:
-				}
-			}
-		},
-	})
-}
-
-func (l *look) tellRoute(w io.Writer, mark string, r balancer.Route) {
-	if l.output == "json" {
-		json.NewEncoder(w).Encode(map[string]any{"change": mark, "route": r})
-		return
-	}
-	fmt.Fprintf(w, "%s  %-8s %s (%s)  %s%s  %s\n", time.Now().Format("15:04:05.000"), mark, printable(r.Name), r.Source, printable(r.Host), printable(r.Path), r.Service)
-}
-
 func routeRow(w io.Writer, r balancer.Route, note string) {
 	any := func(s string) string {
 		if s == "" {
@@ -484,10 +426,11 @@ func routeRow(w io.Writer, r balancer.Route, note string) {
 	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", printable(r.Name), r.Source, any(r.Host), any(r.Path), r.Service, r.Priority, note)
 }
 
-// printable keeps text from a registry record from steering the terminal.
+// printable keeps text from a registry record from steering the terminal, or from looking like other text: control characters,
+// and those that have no width or change the direction, become dots.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
+		if unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp) {
 			return '·'
 		}
 		return r

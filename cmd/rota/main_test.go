@@ -393,16 +393,20 @@ func TestServeWithEtcd(t *testing.T) {
 		{"config print --daemon", []string{"auto_routes: true"}},
 		{"plan --route r2 " + route, []string{"+ routes.r2.path: \"/new\"", "matched again"}},
 		{"routes put r2 " + route, nil},
-		{"routes put r2 " + route + " --etcdctl", []string{"etcdctl put /rota/routes/r2\n"}},
+		{"routes put r2 " + route + " --etcdctl", []string{`etcdctl put /rota/routes/r2 '{"path": "/new", "service": "web"}'` + "\n"}},
 		{"routes get r1", []string{`{"host":"a.example.com","service":"web"}`}},
 		{"routes rm r2", nil},
 		{"policies put web " + write(t, "policy.json", `{"balance": "round_robin"}`), nil},
 		{"policies rm web", nil},
 		{"__complete services get w", []string{"web\t1 of 2 can take requests\n"}},
 		{"__complete drain web a", []string{"a\t" + up.Listener.Addr().String() + " ready\n"}},
+		{"weight web a 7 --etcdctl", []string{`etcdctl put /rota/policies/web '{"overrides":{"a":{"weight":7}}}'` + "\n"}},
 		{"weight web a 7", []string{"done"}},
+		{"drain web a --etcdctl", []string{`etcdctl put /rota/policies/web '{"overrides":{"a":{"drain":true,"weight":7}}}'` + "\n"}},
 		{"drain web a --force", []string{"done"}},
+		{"undrain web a --etcdctl", []string{`etcdctl put /rota/policies/web '{"overrides":{"a":{"weight":7}}}'` + "\n"}},
 		{"undrain web a", []string{"done"}},
+		{"weight web a own --etcdctl", []string{"etcdctl del /rota/policies/web\n"}},
 		{"events", []string{"registry", "in sync"}},
 		{"services release web", []string{"0 suspects were given up\n"}},
 		{"services ls --etcdctl", []string{"etcdctl get --keys-only --prefix /rota/services/\n"}},
@@ -438,6 +442,14 @@ func TestServeWithEtcd(t *testing.T) {
 		{"loglevel loud", exitFailed, "loud"},
 		{"top nobody", exitFailed, "nobody"},
 		{"top -n 1ms", exitUsage, "100ms"},
+		{"why http://a.example.com/ --etcdctl", exitUsage, "there is no such line"},
+		{"events --etcdctl", exitUsage, "there is no such line"},
+		{"top --etcdctl", exitUsage, "there is no such line"},
+		{"loglevel --etcdctl", exitUsage, "there is no such line"},
+		{"healthcheck --etcdctl", exitUsage, "there is no such line"},
+		{"config print --etcdctl", exitUsage, "there is no such line"},
+		{"plan --route r1 --etcdctl", exitUsage, "there is no such line"},
+		{"services release web --etcdctl", exitUsage, "there is no such line"},
 	} {
 		if tc.list == "plan --route r1" { // what is sampled has to be there first
 			until(t, "a plan with requests", func() bool {
@@ -458,6 +470,21 @@ func TestServeWithEtcd(t *testing.T) {
 		t.Fatal(err)
 	}
 	watch.find(`(gone +web/d)`)
+	for i := range 20 { // there for a moment: between two looks, but not between two events
+		key := fmt.Sprint("/rota/services/web/brief-", i)
+		put(key, "10.0.0.5:80")
+		until(t, key, func() bool {
+			_, out, _ := command(t, "events")
+			return strings.Contains(out, fmt.Sprint("web/brief-", i))
+		})
+		if _, err := etcd.Client().Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 20 {
+		watch.find(fmt.Sprintf(`(added +web/brief-%d )`, i))
+		watch.find(fmt.Sprintf(`(gone +web/brief-%d )`, i))
+	}
 	watch.Process.Signal(os.Interrupt)
 	if status := watch.exit(); status != 0 {
 		t.Errorf("watch ended with %d", status)
@@ -482,6 +509,25 @@ func TestServeWithEtcd(t *testing.T) {
 	}
 	if status, _, errs := command(t, "status"); status != exitFailed || !strings.Contains(errs, "no daemon answers at "+admin) {
 		t.Errorf("no daemon: %d %s", status, errs)
+	}
+}
+
+// Text of others steers no terminal, and hides nothing.
+func TestPrintable(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain, ünïcode 漢字":                 "plain, ünïcode 漢字",
+		"\x1b[2J\a\x7f\u0085\u009b":         "·[2J····",
+		"a\u061cb":                          "a·b",
+		"\u200b\u200c\u200d\u200e\u200f":    "·····",
+		"\u202a\u202b\u202c\u202d\u202e":    "·····",
+		"\u2066\u2067\u2068\u2069\u206a":    "·····",
+		"line\u2028break\u2029and":          "line·break·and",
+		"\ufeffmark\u00adhyphen\U000e0041t": "·mark·hyphen·t",
+		"two\nlines\tand a tab":             "two·lines·and a tab",
+	} {
+		if got := printable(in); got != want {
+			t.Errorf("%q becomes %q, not %q", in, got, want)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ func planCommand() *cobra.Command {
 		Args:    args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, list []string) error {
 			if l.etcdctl {
-				return usageError{errors.New("--etcdctl: nothing of this is in etcd")}
+				return noEtcdctl("the daemon works a plan out, from requests that it has seen")
 			}
 			d := balancer.Draft{Route: route, Service: policy}
 			if count(file, route, policy) != 1 {
@@ -161,12 +162,12 @@ func valueCommands(kind, arg, key string, path func(name string) string, complet
 			Use: "put <" + arg + "> <file|->", Short: "Write the " + kind + " to etcd", Args: args(cobra.ExactArgs(2)), ValidArgsFunction: names,
 			Long: "Write a value, as JSON, to etcd. It is checked first, and refused when it would break requests (see rota plan), unless\n--force is given.",
 			RunE: func(cmd *cobra.Command, list []string) error {
-				if put.etcdctl {
-					return put.etcdctlLine(cmd.OutOrStdout(), "put", key+list[0], false)
-				}
 				value, err := readValue(cmd, list[1])
 				if err != nil {
 					return err
+				}
+				if put.etcdctl {
+					return put.etcdctlPut(cmd.OutOrStdout(), key+list[0], bytes.TrimSpace(value))
 				}
 				return put.write(cmd, http.MethodPut, path(list[0]), value, force)
 			},

@@ -1,13 +1,15 @@
 package main
 
 import (
-	"encoding/json"
+	"context"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
 
 	"github.com/spf13/cobra"
+
+	"github.com/rota-lb/rota/config"
 )
 
 // The verbs that change what instances get. They go through the policy of the service in etcd, so that every balancer heeds
@@ -17,48 +19,58 @@ func drainCommand() *cobra.Command {
 	return overrideCommand("drain <service> <instance>", 2, "Send nothing new to an instance",
 		"The instance keeps what it has, and gets nothing new from any balancer, in this life of its id and the next ones, until\n"+
 			"rota undrain. It is not told, and goes on being registered.",
-		func([]string) (any, error) { return map[string]any{"drain": true}, nil })
+		func([]string) (override, error) {
+			return override{`{"drain": true}`, func(o *config.Override) { o.Drain = true }}, nil
+		})
 }
 
 func undrainCommand() *cobra.Command {
 	return overrideCommand("undrain <service> <instance>", 2, "Take rota drain back", "",
-		func([]string) (any, error) { return map[string]any{"drain": false}, nil })
+		func([]string) (override, error) {
+			return override{`{"drain": false}`, func(o *config.Override) { o.Drain = false }}, nil
+		})
 }
 
 func weightCommand() *cobra.Command {
 	return overrideCommand("weight <service> <instance> <0..10000|own>", 3, "Give an instance another share of the traffic",
 		"100 is what instances have that do not say otherwise; 0 takes nothing new; own is what the instance says itself.",
-		func(list []string) (any, error) {
+		func(list []string) (override, error) {
 			if list[2] == "own" {
-				return map[string]any{"weight": nil}, nil
+				return override{`{"weight": null}`, func(o *config.Override) { o.Weight = nil }}, nil
 			}
 			n, err := strconv.Atoi(list[2])
 			if err != nil {
-				return nil, usageError{fmt.Errorf("weight %q: write a number, or own", list[2])}
+				return override{}, usageError{fmt.Errorf("weight %q: write a number, or own", list[2])}
 			}
-			return map[string]any{"weight": n}, nil
+			return override{fmt.Sprintf(`{"weight": %d}`, n), func(o *config.Override) { o.Weight = &n }}, nil
 		})
 }
 
-func overrideCommand(use string, n int, short, long string, body func(list []string) (any, error)) *cobra.Command {
+// override is a change of what an operator says about an instance: as the daemon is told, and as it does it.
+type override struct {
+	body   string
+	change func(*config.Override)
+}
+
+func overrideCommand(use string, n int, short, long string, parse func(list []string) (override, error)) *cobra.Command {
 	var l look
 	var force bool
 	cmd := l.flags(&cobra.Command{
 		Use: use, Short: short, Long: long, Args: args(cobra.ExactArgs(n)), ValidArgsFunction: completeNames(2),
 		RunE: func(cmd *cobra.Command, list []string) error {
+			o, err := parse(list)
+			if err != nil {
+				return err
+			}
 			if l.etcdctl {
-				return l.etcdctlLine(cmd.OutOrStdout(), "get", "/policies/"+list[0], false)
-			}
-			v, err := body(list)
-			if err != nil {
-				return err
-			}
-			text, err := json.Marshal(v)
-			if err != nil {
-				return err
+				value, err := l.overridden(cmd.Context(), list[0], list[1], o.change)
+				if err != nil {
+					return err
+				}
+				return l.etcdctlPut(cmd.OutOrStdout(), "/policies/"+list[0], value)
 			}
 			path := "/api/v1/services/" + url.PathEscape(list[0]) + "/instances/" + url.PathEscape(list[1])
-			if err := l.write(cmd, http.MethodPatch, path, text, force); err != nil {
+			if err := l.write(cmd, http.MethodPatch, path, []byte(o.body), force); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "done; see: rota instances get %s %s\n", list[0], list[1])
@@ -67,4 +79,25 @@ func overrideCommand(use string, n int, short, long string, body func(list []str
 	})
 	cmd.Flags().BoolVar(&force, "force", false, "do it although requests would break")
 	return cmd
+}
+
+// overridden is the policy of a service, as the daemon has it now, with another word about an instance; nil if nothing is left.
+func (l *look) overridden(ctx context.Context, service, id string, change func(*config.Override)) ([]byte, error) {
+	value, err := l.get(ctx, "/api/v1/services/"+url.PathEscape(service)+"/policy", nil)
+	if err != nil && !isUnknown(err) {
+		return nil, err
+	}
+	return config.EditPolicy(service, value, func(p *config.Service) {
+		o := p.Overrides[id]
+		change(&o)
+		if p.Overrides == nil {
+			p.Overrides = map[string]config.Override{}
+		}
+		if p.Overrides[id] = o; o == (config.Override{}) {
+			delete(p.Overrides, id)
+		}
+		if len(p.Overrides) == 0 {
+			p.Overrides = nil
+		}
+	})
 }

@@ -31,7 +31,7 @@ func topCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, list []string) error {
 			switch {
 			case l.etcdctl:
-				return usageError{errors.New("--etcdctl: nothing of this is in etcd")}
+				return noEtcdctl("what instances do is counted by the daemon")
 			case every < 100*time.Millisecond:
 				return usageError{errors.New("--interval: write 100ms or more")}
 			}

@@ -26,7 +26,7 @@ func whyCommand() *cobra.Command {
 		Example: "  rota why http://shop.example.com/cart/7\n  rota why POST http://shop.example.com/cart -H 'X-Beta: 1'\n  rota why --request-id 0193a1b2c3d4",
 		RunE: func(cmd *cobra.Command, list []string) error {
 			if l.etcdctl {
-				return l.etcdctlLine(cmd.OutOrStdout(), "get", "/", true)
+				return noEtcdctl("the daemon explains; what it knows from etcd is shown by rota status --etcdctl")
 			}
 			if (len(list) > 0) == (id != "") {
 				return usageError{errors.New("give a URL, or --request-id")}
@@ -139,6 +139,9 @@ func eventsCommand() *cobra.Command {
 	return l.flags(&cobra.Command{
 		Use: "events", Short: "Show what has happened lately: who came, left, was lost or ejected", Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if l.etcdctl {
+				return noEtcdctl("events are what the daemon has seen; rota instances watch --etcdctl follows the keys")
+			}
 			var list []balancer.Event
 			body, err := l.get(cmd.Context(), "/api/v1/events", &list)
 			if err != nil {
