@@ -64,7 +64,6 @@ export class Overview {
       el("button", { type: "button", onclick: () => release(b.service, this.changed) }, "Release…")));
     return pairs([
       ["Link", el("span", { class: r.connected ? "state ready" : "problem" }, r.connected ? "● in reach" : "■ out of reach")],
-      ["Problem", r.connected ? null : r.error],
       ["Heard of", r.last_sync ? `${ago(r.last_sync)} ago` : "never"],
       ["Revision", String(r.revision)],
       ["Keys", el("code", {}, r.prefix + "/")],
