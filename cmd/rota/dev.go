@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -96,39 +97,42 @@ func dev(cmd *cobra.Command, o *overrides) error {
 // welcome says what runs and what to type next.
 func welcome(out io.Writer, b *balancer.Balancer, endpoint, prefix string) {
 	_, port, _ := net.SplitHostPort(b.Addresses()[0].String())
-	etcdctl := "etcdctl"
+	etcdctl, rota, admin := "etcdctl", invocation(), ""
 	if endpoint != "127.0.0.1:2379" {
 		etcdctl += " --endpoints " + endpoint
+		rota = "ETCDCTL_ENDPOINTS=" + endpoint + " " + rota
 	}
-	fmt.Fprintf(out, `
-rota dev is ready. One etcd member, not for production; its data goes when you stop it.
-
-  balancer   http://localhost:%[1]s
-  etcd       %[2]s
-`, port, endpoint)
-	ls := "rota instances ls"
+	fmt.Fprintf(out, "\nrota dev is ready.\n\n")
 	if a := b.AdminAddress(); a != nil {
-		fmt.Fprintf(out, "  admin API  http://%s/api/v1/status\n", a)
+		fmt.Fprintf(out, "  dashboard  http://%s/\n", a)
 		if a.String() != defaultAdmin {
-			ls += " --admin " + a.String()
+			admin = " --admin " + a.String()
 		}
 	}
-	fmt.Fprintf(out, `
+	fmt.Fprintf(out, `  balancer   http://localhost:%[1]s/
+  etcd       %[5]s
+
 In another terminal:
 
-  curl http://hello.localhost:%[1]s/             three instances answer in turn
-  curl http://localhost:%[1]s/hello/             the same by path
-  %[2]s get --prefix %[3]s/services/   who is registered
-  %[4]s   the same, with what the balancer makes of it
+  curl http://hello.localhost:%[1]s/
+      three instances answer in turn; http://localhost:%[1]s/hello/ is the same
+  %[3]s why%[4]s http://hello.localhost:%[1]s/
+      where a request goes, and why not elsewhere
+  %[2]s put %[6]s/services/web/a 127.0.0.1:9001
+      whatever listens there is http://web.localhost:%[1]s/ at once
+  %[3]s register --service web --address 127.0.0.1 -- sh -c 'exec python3 -m http.server $PORT'
+      likewise, for as long as the program runs and is well
 
-Register anything that listens, from any language, and it is routed at once:
+Ctrl-C stops all of it, and nothing is kept.
+`, port, etcdctl, rota, admin, endpoint, prefix)
+}
 
-  python3 -m http.server 9001 --bind 127.0.0.1 &
-  %[2]s put %[3]s/services/web/a 127.0.0.1:9001
-  curl http://web.localhost:%[1]s/
-
-Ctrl-C stops everything.
-`, port, etcdctl, prefix, ls)
+// invocation is how this program was called.
+func invocation() string {
+	if strings.Contains(os.Args[0], "go-build") {
+		return "go run ./cmd/rota"
+	}
+	return os.Args[0]
 }
 
 // freeAddress returns address, or one with a free port when that is taken, saying so.

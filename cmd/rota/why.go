@@ -120,9 +120,6 @@ func explain(w io.Writer, why *balancer.Why, all bool) {
 				text += ", answers in " + time.Duration(c.Latency*float64(time.Second)).Round(10*time.Microsecond).String()
 			}
 		}
-		if c.Revision > 0 {
-			text += fmt.Sprintf("; revision %d", c.Revision)
-		}
 		fmt.Fprintf(w, "  %s\t%s\n", mark, text)
 	}
 	switch {
