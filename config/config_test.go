@@ -244,7 +244,7 @@ func TestLoad(t *testing.T) {
 	}
 
 	for environ, want := range map[string]string{
-		"ROTA_LOOPS=two":                  `ROTA_LOOPS: must be a whole number, not "two"`,
+		"ROTA_LOOPS=two":                  "ROTA_LOOPS: must be a whole number, not \"two\"\n  write digits alone, as in 4",
 		"ROTA_GRACE=30":                   "ROTA_GRACE: must have a unit, not \"30\"\n  write 30s for seconds",
 		"ROTA_LOG_LEVEL=wran":             "ROTA_LOG_LEVEL: unknown level \"wran\"\n  did you mean \"warn\"?",
 		"ROTA_ETCD_ENDPOINTS=a:1,b":       "ROTA_ETCD_ENDPOINTS: etcd endpoint \"b\" has no port\n  write b:2379",
@@ -351,7 +351,7 @@ func TestParseRoute(t *testing.T) {
 		``:                              "routes/cart: the value is empty\n  write a route such as {\"service\": \"cart\", \"path\": \"/cart\"}",
 		`{}`:                            "routes/cart:1:1: a route needs a service\n    {}\n    ^\n  add service: cart",
 		`null`:                          "routes/cart:1:1: a route needs a service\n    null\n    ^~~~\n  add service: cart",
-		"{" + strings.Repeat(" ", maxValueBytes) + "}": "routes/cart: 65538 bytes are more than the 65536 allowed",
+		"{" + strings.Repeat(" ", maxValueBytes) + "}": "routes/cart: 65538 bytes are more than the 65536 allowed\n  is this what was meant to be read?",
 	} {
 		_, err := ParseRoute("cart", []byte(in))
 		if err == nil || err.Error() != want {

@@ -70,7 +70,7 @@ func (s *source) read(data []byte, limit int, v any) {
 func (s *source) parse(data []byte, limit int) *yaml.Node {
 	if len(data) > limit {
 		s.lines = nil
-		s.add(0, 0, 0, fmt.Sprintf("%d bytes are more than the %d allowed", len(data), limit), "")
+		s.add(0, 0, 0, fmt.Sprintf("%d bytes are more than the %d allowed", len(data), limit), "is this what was meant to be read?")
 		return nil
 	}
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
@@ -149,8 +149,13 @@ func (s *source) broken(err error) {
 			message, hint = "a tab cannot indent YAML", "use spaces"
 		}
 	}
-	if strings.Contains(message, "mapping values are not allowed") {
+	switch {
+	case strings.Contains(message, "mapping values are not allowed"):
 		hint = "quote a value that contains a colon and a space, or check the indentation"
+	case strings.Contains(message, "unknown anchor"):
+		hint = "quote a value that begins with *"
+	case hint == "":
+		hint = "look for a missing quote, bracket or colon here and in the lines before, and at the indentation"
 	}
 	s.add(line, column, 1, message, hint)
 }
@@ -306,7 +311,7 @@ func (s *source) decode(n *yaml.Node, v reflect.Value, path string) {
 		v.Set(list)
 	default:
 		if n.Kind != yaml.ScalarNode {
-			s.wrongType(n, path, wanted(v.Type()), "")
+			s.wrongType(n, path, wanted(v.Type()), "write one value, without brackets, braces or a list under it")
 			return
 		}
 		if message, hint := setScalar(v, n.Value, n.ShortTag() != "!!str"); message != "" {
@@ -316,11 +321,11 @@ func (s *source) decode(n *yaml.Node, v reflect.Value, path string) {
 }
 
 func (s *source) decodeStruct(n *yaml.Node, v reflect.Value, path string) {
+	fields := fieldsOf(v.Type())
 	if n.Kind != yaml.MappingNode {
-		s.wrongType(n, path, "a mapping", "")
+		s.wrongType(n, path, "a mapping", fmt.Sprintf("write keys with values, as in %s: …", fields[0].key))
 		return
 	}
-	fields := fieldsOf(v.Type())
 	s.eachKey(n, path, func(key, value *yaml.Node) {
 		for _, f := range fields {
 			if f.key == key.Value {
@@ -341,7 +346,7 @@ func (s *source) decodeStruct(n *yaml.Node, v reflect.Value, path string) {
 
 func (s *source) decodeMap(n *yaml.Node, v reflect.Value, path string) {
 	if n.Kind != yaml.MappingNode {
-		s.wrongType(n, path, "a mapping", "")
+		s.wrongType(n, path, "a mapping", "write names with values, as in name: …")
 		return
 	}
 	out := reflect.MakeMapWithSize(v.Type(), len(n.Content)/2)
@@ -360,7 +365,7 @@ func (s *source) eachKey(n *yaml.Node, path string, do func(key, value *yaml.Nod
 		key, value := n.Content[i], n.Content[i+1]
 		switch {
 		case key.Kind != yaml.ScalarNode || key.Style&yaml.TaggedStyle != 0:
-			s.addNode(key, "a key must be a plain word", "")
+			s.addNode(key, "a key must be a plain word", "quote a key or value that begins with one of { [ ? or !")
 			continue
 		case key.ShortTag() == "!!merge":
 			s.addNode(key, "merge keys are not supported", "write the values out")
@@ -437,7 +442,7 @@ func setScalar(v reflect.Value, text string, plain bool) (message, hint string) 
 		case err != nil:
 			return fmt.Sprintf("must be a duration, not %q", clip(text)), "write it like 15s, 250ms or 1m30s"
 		case d < 0:
-			return fmt.Sprintf("must not be negative, not %q", text), ""
+			return fmt.Sprintf("must not be negative, not %q", text), "write 0s or more"
 		}
 		v.SetInt(int64(d))
 	case v.Type() == sizeType:
@@ -455,8 +460,11 @@ func setScalar(v reflect.Value, text string, plain bool) (message, hint string) 
 		v.SetBool(text == "true")
 	case v.Kind() == reflect.Int:
 		n, err := strconv.Atoi(text)
-		if err != nil || !plain || !wholeNumber.MatchString(text) {
-			return fmt.Sprintf("must be a whole number, not %q", clip(text)), ""
+		switch whole := err == nil && wholeNumber.MatchString(text); {
+		case whole && !plain:
+			return fmt.Sprintf("must be a whole number, not %q", clip(text)), "write it without quotes"
+		case !whole:
+			return fmt.Sprintf("must be a whole number, not %q", clip(text)), "write digits alone, as in 4"
 		}
 		v.SetInt(int64(n))
 	default:

@@ -267,7 +267,7 @@ func (s *source) edit(e HeaderEdit, path string, also map[string]string) {
 		}
 		first[strings.ToLower(n)] = n
 		if v := e.Set[n]; strings.ContainsFunc(v, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }) || v != strings.TrimSpace(v) || len(v) > 4096 {
-			s.report(at, "a header value has no control characters, no spaces around it, and at most 4096 bytes", "")
+			s.report(at, "a header value has no control characters, no spaces around it, and at most 4096 bytes", "remove what does not belong there")
 		}
 	}
 	for i, n := range e.Remove {
@@ -331,7 +331,7 @@ func Networks(list []string) (prefixes []netip.Prefix, unix bool, err error) {
 		if bad != nil {
 			a, bad := netip.ParseAddr(text)
 			if bad != nil || a.Zone() != "" {
-				return nil, false, fmt.Errorf("%q is neither a network such as 10.0.0.0/8, nor an address, nor unix", clip(text))
+				return nil, false, fmt.Errorf("%q is no network: write one such as 10.0.0.0/8, an address, or unix", clip(text))
 			}
 			p = netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen())
 		}
@@ -350,7 +350,8 @@ func Networks(list []string) (prefixes []netip.Prefix, unix bool, err error) {
 func (s *source) networks(path string, list []string) {
 	for i, text := range list {
 		if _, _, err := Networks([]string{text}); err != nil {
-			s.report(fmt.Sprintf("%s[%d]", path, i), err.Error(), "")
+			message, hint, _ := strings.Cut(err.Error(), ": write ")
+			s.report(fmt.Sprintf("%s[%d]", path, i), message, "write "+hint)
 		}
 	}
 }

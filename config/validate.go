@@ -666,7 +666,7 @@ func (s *source) service(name string, v Service, path string) {
 		s.report(join(path, "max_concurrent"), "max_concurrent must not be negative", "0 is no bound")
 	}
 	if v.Queue < 0 {
-		s.report(join(path, "queue"), "queue must not be negative", "")
+		s.report(join(path, "queue"), "queue must not be negative", "leave it out for the default, 128")
 	}
 	for id, o := range v.Overrides {
 		if registry.CheckID(id) != nil {
