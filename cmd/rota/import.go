@@ -81,6 +81,7 @@ answer 503 until you decide. docs/from-nginx-confd.md has the table.`,
 func importConfdCommand() *cobra.Command {
 	var o written
 	var c importer.Confd
+	var where etcdFlags
 	var dump string
 	cmd := &cobra.Command{
 		Use:   "confd",
@@ -88,8 +89,8 @@ func importConfdCommand() *cobra.Command {
 		Long: `Make a rota.yaml of the keys that confd reads, and of the template it fills.
 
 The daemon then follows the very same keys; those who write them need no change. Keys
-are read from etcd (as with "rota serve", variables ROTA_ETCD_* and ETCDCTL_* count for
-TLS and users), or from a file that "etcdctl get --prefix /" has made, with or without
+are read from etcd (as with "rota serve", variables ROTA_ETCD_* and ETCDCTL_* count
+below the flags), or from a file that "etcdctl get --prefix /" has made, with or without
 -w json. What is not carried over is said on standard error.`,
 		Example: `  rota import confd --endpoints 10.0.0.1:2379 --prefix /services -o rota.yaml
   etcdctl get --prefix / -w json > keys.json
@@ -106,7 +107,7 @@ TLS and users), or from a file that "etcdctl get --prefix /" has made, with or w
 				if c.Keys, err = importer.ReadKeys(dump, data); err != nil {
 					return err
 				}
-			} else if err = fetchKeys(cmd, &c); err != nil {
+			} else if err = fetchKeys(cmd, &c, &where); err != nil {
 				return err
 			}
 			r, err := c.Import()
@@ -117,7 +118,7 @@ TLS and users), or from a file that "etcdctl get --prefix /" has made, with or w
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&c.Endpoints, "endpoints", nil, "`endpoints` of etcd (default 127.0.0.1:2379)")
+	where.flags(cmd)
 	f.StringVar(&c.Prefix, "prefix", "/services", "`prefix` of the keys")
 	f.StringVar(&c.Template, "template", "", "`file` of a template that makes an nginx.conf")
 	f.StringVar(&dump, "keys", "", "`file` with the keys, in place of etcd")
@@ -126,14 +127,15 @@ TLS and users), or from a file that "etcdctl get --prefix /" has made, with or w
 }
 
 // fetchKeys reads the keys from etcd. With a template all of them, as that may name any.
-func fetchKeys(cmd *cobra.Command, c *importer.Confd) error {
+func fetchKeys(cmd *cobra.Command, c *importer.Confd, where *etcdFlags) error {
+	if err := where.complete(); err != nil {
+		return err
+	}
 	cfg, err := config.Load(os.DevNull) // the environment only
 	if err != nil {
 		return err
 	}
-	if len(c.Endpoints) > 0 {
-		cfg.Etcd.Endpoints = c.Endpoints
-	}
+	where.override(&cfg.Etcd)
 	c.Endpoints, c.Source = cfg.Etcd.Endpoints, "etcd"
 	client, err := etcdClient(cfg.Etcd)
 	if err != nil {

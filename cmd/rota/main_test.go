@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"syscall"
@@ -19,8 +20,10 @@ import (
 	"github.com/spf13/cobra"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/rota-lb/rota/config"
 	"github.com/rota-lb/rota/internal/etcdtest"
 	"github.com/rota-lb/rota/internal/leaktest"
+	registryetcd "github.com/rota-lb/rota/registry/etcd"
 )
 
 // roleEnv makes the test binary something else than rota: what roles has under that name, which returns the exit status.
@@ -105,6 +108,24 @@ func TestCheck(t *testing.T) {
 	bad := write(t, "bad.yaml", "routes:\n  - {name: a, servce: b}\n")
 	if status, _, errs := command(t, "check", bad); status != exitFailed || !strings.Contains(errs, bad+":2:15:") || !strings.Contains(errs, `did you mean "service"`) {
 		t.Errorf("a bad file: %d %s", status, errs)
+	}
+	if status, out, errs := command(t, "validate", "../../config/rota.example.yaml"); status != 0 || !strings.Contains(out, "ok") {
+		t.Errorf("by its other name: %d %s", status, errs)
+	}
+	broken, err := os.ReadFile("../../config/testdata/bad.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cases := strings.Split(string(broken), "====\n")
+	if len(cases) < 50 {
+		t.Errorf("%d broken files", len(cases))
+	}
+	for _, c := range cases {
+		in, want, _ := strings.Cut(c, "----\n")
+		file := write(t, "rota.yaml", in)
+		if status, _, errs := command(t, "check", file); status != exitFailed || strings.ReplaceAll(errs, file, "rota.yaml") != "rota: "+want {
+			t.Errorf("%s\n%d %s", in, status, errs)
+		}
 	}
 	if status, _, errs := command(t, "check", filepath.Join(t.TempDir(), "none.yaml")); status != exitFailed || !strings.Contains(errs, "none.yaml") {
 		t.Errorf("no file: %d %s", status, errs)
@@ -509,6 +530,82 @@ func TestServeWithEtcd(t *testing.T) {
 	}
 	if status, _, errs := command(t, "status"); status != exitFailed || !strings.Contains(errs, "no daemon answers at "+admin) {
 		t.Errorf("no daemon: %d %s", status, errs)
+	}
+}
+
+// What a configuration names is tried, and each thing that is not there is told.
+func TestCheckProbe(t *testing.T) {
+	etcd := etcdtest.Start(t)
+	cert, key, _ := keyPair(t, "one")
+	_, other, _ := keyPair(t, "other")
+	const text = `
+etcd: {endpoints: [%q]}
+listeners: [{address: ":8443", protocol: https, tls: {certificates: [{cert: %s, key: %s}], client_ca: %s}}]
+services: {cart: {tls: {ca: %s}}}
+admin: {token_file: %s}
+`
+	token := write(t, "token", "correct-horse-battery-staple")
+	good := write(t, "good.yaml", fmt.Sprintf(text, etcd.Endpoints()[0], cert, key, cert, cert, token))
+	if status, out, errs := command(t, "check", "--probe", good); status != 0 || !strings.Contains(out, "is for 127.0.0.1, until ") || !strings.Contains(out, "etcd: "+etcd.Endpoints()[0]+" can be read") {
+		t.Errorf("all is there: %d %s%s", status, out, errs)
+	}
+	bad := write(t, "bad.yaml", fmt.Sprintf(text, freeAddr(t), cert, other, key, "/none.pem", "/none"))
+	if status, _, _ := command(t, "check", bad); status != 0 {
+		t.Errorf("without --probe files are looked at: %d", status)
+	}
+	status, _, errs := command(t, "check", "--probe", bad)
+	for _, want := range []string{"listeners[0].tls.certificates[0]: tls:", "listeners[0].tls.client_ca: " + key + " holds no", "services.cart.tls.ca: open /none.pem", "admin.token_file: ", "etcd: "} {
+		if status != exitFailed || !strings.Contains(errs, want) {
+			t.Errorf("%d, and it does not say %s:\n%s", status, want, errs)
+		}
+	}
+}
+
+// etcdctl's flags stand above file and environment, and what belongs together is not mixed.
+func TestEtcdFlags(t *testing.T) {
+	etcd := etcdtest.Start(t)
+	cli := etcd.Client()
+	for _, user := range []string{"root", "rota"} {
+		if _, err := cli.UserAdd(t.Context(), user, "secret"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := cli.UserGrantRole(t.Context(), user, "root"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {}))
+	t.Cleanup(up.Close)
+	if _, err := cli.Put(t.Context(), "/rota/services/web/a", up.Listener.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cli.AuthEnable(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("ETCDCTL_USER", "nobody:wrong")
+	file := write(t, "rota.yaml", "etcd: {username: rota, password: wrong}\n")
+	for _, who := range [][]string{{"--user", "rota:secret"}, {"--user", "rota", "--password", "secret"}} {
+		c := spawn(t, append([]string{"serve", "-c", file, "--endpoints", etcd.Endpoints()[0], "--listen", "127.0.0.1:0", "--admin", "off", "--auto-routes"}, who...)...)
+		address := c.find(listening)
+		until(t, "routed", func() bool { status, _, _ := get(t, address, "web.localhost", "/"); return status == 200 })
+		r := spawn(t, append([]string{"register", "--service", "more", "--address", up.Listener.Addr().String(), "--endpoints", etcd.Endpoints()[0]}, who...)...)
+		until(t, "registered", func() bool { status, _, _ := get(t, address, "more.localhost", "/"); return status == 200 })
+		r.Process.Signal(syscall.SIGTERM)
+		r.exit()
+	}
+	e := etcdFlags{cacert: "ca", cert: "c", key: "k", insecureSkipVerify: true}
+	c := config.Etcd{Cert: "old", Key: "old", Username: "u", PasswordFile: "f"}
+	e.override(&c)
+	if want := (config.Etcd{CACert: "ca", Cert: "c", Key: "k", InsecureSkipVerify: true, Username: "u", PasswordFile: "f"}); !reflect.DeepEqual(c, want) {
+		t.Errorf("%+v", c)
+	}
+	var o registryetcd.Options
+	if e.options(&o); o.CACert != "ca" || o.Cert != "c" || o.Key != "k" || !o.InsecureSkipVerify {
+		t.Errorf("%+v", o)
+	}
+	for _, list := range [][]string{{"serve", "--cert", "c"}, {"register", "--service", "a", "--address", "127.0.0.1:1", "--key", "k"}, {"serve", "--password", "p"}} {
+		if status, _, errs := command(t, list...); status != exitUsage {
+			t.Errorf("%v: %d %s", list, status, errs)
+		}
 	}
 }
 

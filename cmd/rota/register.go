@@ -28,6 +28,7 @@ type registering struct {
 	idleTimeout time.Duration
 
 	check        sidecar.Check
+	where        etcdFlags
 	etcd         registryetcd.Options
 	drainTimeout time.Duration
 	grace        time.Duration
@@ -97,7 +98,7 @@ and passwords. The program finds its instance's id in ROTA_INSTANCE.`,
 	f.IntVar(&r.check.Rise, "rise", sidecar.DefaultRise, "passes in a row after which it gets traffic again")
 	f.BoolVar(&r.check.Off, "no-check", false, "register at once and check nothing")
 
-	f.StringSliceVar(&r.etcd.Endpoints, "endpoints", nil, "`endpoints` of etcd (default 127.0.0.1:2379)")
+	r.where.flags(cmd)
 	f.StringVar(&r.etcd.Prefix, "prefix", "", "`prefix` of all keys in etcd (default /rota)")
 	f.DurationVar(&r.etcd.TTL, "ttl", registryetcd.DefaultTTL, "how long the record outlives a crash of rota itself")
 	f.DurationVar(&r.drainTimeout, "drain-timeout", 10*time.Second, "how long balancers may take at the end to send nothing more")
@@ -110,6 +111,10 @@ func (r *registering) run(cmd *cobra.Command, command []string) error {
 	if err := r.complete(cmd, len(command) > 0); err != nil {
 		return usageError{err}
 	}
+	if err := r.where.complete(); err != nil {
+		return err
+	}
+	r.where.options(&r.etcd)
 	log, _, err := newLogger(r.logLevel)
 	if err != nil {
 		return usageError{err}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -27,7 +26,7 @@ type overrides struct {
 	file       string
 	listen     []string
 	admin      string
-	endpoints  []string
+	etcd       etcdFlags
 	prefix     string
 	engine     string
 	logLevel   string
@@ -61,7 +60,7 @@ func (o *overrides) apply(cmd *cobra.Command, c *config.Config) {
 		}
 	})
 	set("admin", func() { c.Admin.Address = o.admin })
-	set("endpoints", func() { c.Etcd.Endpoints, c.Etcd.Disabled = o.endpoints, false })
+	o.etcd.override(&c.Etcd)
 	set("prefix", func() { c.Etcd.Prefix = o.prefix })
 	set("engine", func() { c.Engine = o.engine })
 	set("log-level", func() { c.Log.Level = o.logLevel })
@@ -81,7 +80,8 @@ The configuration is defaults < file < ROTA_SECTION_KEY environment < flags. Wit
 -c, ./rota.yaml, $XDG_CONFIG_HOME/rota/rota.yaml and /etc/rota/rota.yaml are looked
 for; without any of them the defaults serve: etcd on 127.0.0.1:2379, listening on :8080.
 
-Signals: HUP reads the file again (a bad one changes nothing) and looks at certificates,
+Signals: HUP reads the file again (a bad one changes nothing) and looks at certificates:
+kill -HUP or systemctl reload rota is what "reload" is elsewhere;
 USR1 opens the access log's file anew, USR2 starts the binary anew, gives it the listening
 sockets, and drains when the new process is warm (if it fails, nothing changes); TERM and
 INT drain and end, a second one ends at once.`,
@@ -92,13 +92,16 @@ INT drain and end, a second one ends at once.`,
 	}
 	f := cmd.Flags()
 	f.StringVarP(&o.file, "config", "c", "", "configuration `file`")
-	f.StringSliceVar(&o.endpoints, "endpoints", nil, "`endpoints` of etcd (default 127.0.0.1:2379)")
+	o.etcd.flags(cmd)
 	f.BoolVar(&o.autoRoutes, "auto-routes", false, "route <service>.localhost and /<service>/ to every service")
 	o.flags(cmd)
 	return cmd
 }
 
 func serve(cmd *cobra.Command, o *overrides) error {
+	if err := o.etcd.complete(); err != nil {
+		return err
+	}
 	file := o.file
 	if file == "" {
 		file = config.Find()
@@ -301,28 +304,6 @@ func newLogger(level string) (*zap.Logger, zap.AtomicLevel, error) {
 		encoder = zapcore.NewConsoleEncoder(enc)
 	}
 	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(os.Stderr), at)), at, nil
-}
-
-func checkCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "check [file]", Short: "Check a configuration file",
-		Long: `Check a configuration file and print every problem with its line, column and remedy.
-Without a file the one that "rota serve" would use is checked.`,
-		Args: args(cobra.MaximumNArgs(1)),
-		RunE: func(cmd *cobra.Command, list []string) error {
-			file := strings.Join(list, "")
-			if file == "" {
-				if file = config.Find(); file == "" {
-					return errors.New("no configuration file: name one, or put rota.yaml here")
-				}
-			}
-			if _, err := config.Load(file); err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", file)
-			return nil
-		},
-	}
 }
 
 // isTerminal reports whether f is a character device.
