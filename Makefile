@@ -19,7 +19,7 @@ build: ## Build bin/rota, static
 
 # Every test of connections runs on both engines by itself. The race detector changes timing and allocation, so tests of these
 # skip themselves under it: the packages that have such tests run again without.
-test: race ## Run all tests on both engines, with the race detector, and where it matters again without
+test: bin/etcdutl race ## Run all tests on both engines, with the race detector, and where it matters again without
 	$(GO) test $(TESTFLAGS) $$(grep -rl raceEnabled --include='*_test.go' . | xargs -n1 dirname | sort -u)
 
 race: ## Run all tests with the race detector, on both engines
@@ -76,6 +76,10 @@ lint: bin/staticcheck ## Check format, vet for three systems, staticcheck, go.mo
 
 bin/staticcheck: tools/go.mod tools/go.sum
 	cd tools && $(GO) build -o ../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
+
+# What the documentation restores backups with.
+bin/etcdutl: tools/go.mod tools/go.sum
+	cd tools && CGO_ENABLED=0 $(GO) build -o ../bin/etcdutl go.etcd.io/etcd/etcdutl/v3
 
 deb: build ## Build a package for Debian and Ubuntu
 	deploy/debian/build $(VERSION)

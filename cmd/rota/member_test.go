@@ -10,13 +10,16 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
+	"github.com/rota-lb/rota/config"
 	"github.com/rota-lb/rota/internal/etcdtest"
 )
 
@@ -37,7 +40,7 @@ func TestEmbedded(t *testing.T) {
 	defer up.Close()
 	dir, client := filepath.Join(t.TempDir(), "etcd"), freeAddr(t)
 	const rest = "listeners: [{address: \"127.0.0.1:0\"}]\nadmin: {address: \"off\"}\nauto_routes: true\n"
-	config := write(t, "rota.yaml", fmt.Sprintf("etcd: {embedded: {dir: %s, client: %q}}\n%s", dir, client, rest))
+	file := write(t, "rota.yaml", fmt.Sprintf("etcd: {embedded: {dir: %s, client: %q}}\n%s", dir, client, rest))
 	start := func(file string) (*child, string) {
 		c := spawn(t, "serve", "-c", file)
 		return c, c.find(listening)
@@ -46,7 +49,7 @@ func TestEmbedded(t *testing.T) {
 		t.Helper()
 		until(t, "an answer", func() bool { status, _, _ := get(t, address, "web.localhost", "/"); return status == 200 })
 	}
-	c, address := start(config)
+	c, address := start(file)
 	cli := etcdtest.NewClient(t, clientv3.Config{Endpoints: []string{client}})
 	if _, err := cli.Put(t.Context(), "/rota/services/web/a", up.Listener.Addr().String()); err != nil {
 		t.Fatal(err)
@@ -59,7 +62,7 @@ func TestEmbedded(t *testing.T) {
 	if status := c.exit(); status != 0 {
 		t.Errorf("exit %d: %s", status, c.out)
 	}
-	_, address = start(config)
+	_, address = start(file)
 	answers(address)
 
 	// The same daemon, with an etcd elsewhere.
@@ -68,6 +71,83 @@ func TestEmbedded(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, address = start(write(t, "rota.yaml", fmt.Sprintf("etcd: {endpoints: [%q]}\n%s", elsewhere.Endpoints()[0], rest)))
+	answers(address)
+}
+
+// What docs/operations.md says of backups: a member that has lost its disk gets its data back, and so does an etcd elsewhere that the
+// daemon then moves to by another line.
+func TestEmbeddedBackup(t *testing.T) {
+	etcdutl, err := exec.LookPath("../../bin/etcdutl")
+	if err != nil {
+		if etcdutl, err = exec.LookPath("etcdutl"); err != nil {
+			t.Skip("etcdutl is not there: make bin/etcdutl")
+		}
+	}
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok") }))
+	defer up.Close()
+	home := t.TempDir()
+	dir, client := filepath.Join(home, "etcd"), freeAddr(t)
+	start := func(etcd string) (*child, string) {
+		t.Helper()
+		c := spawn(t, "serve", "-c", write(t, "rota.yaml", "etcd: "+etcd+"\nlisteners: [{address: \"127.0.0.1:0\"}]\nadmin: {address: \"off\"}\n"))
+		return c, c.find(listening)
+	}
+	answers := func(address string) {
+		t.Helper()
+		until(t, "an answer", func() bool { status, _, _ := get(t, address, "shop.example.com", "/"); return status == 200 })
+	}
+	inside := fmt.Sprintf("{embedded: {dir: %s, client: %q}}", dir, client)
+	c, address := start(inside)
+	cli := etcdtest.NewClient(t, clientv3.Config{Endpoints: []string{client}})
+	for key, value := range map[string]string{"services/web/a": up.Listener.Addr().String(), "routes/shop": `{"host":"shop.example.com","service":"web"}`} {
+		if _, err := cli.Put(t.Context(), "/rota/"+key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answers(address)
+	if s, err := cli.Status(t.Context(), client); err != nil || s.DbSizeQuota != 2<<30 {
+		t.Errorf("the quota: %v %v", s, err)
+	}
+
+	backup := filepath.Join(home, "backup.db") // as "etcdctl snapshot save" makes it
+	from, err := cli.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := os.Create(backup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(to, from); err != nil {
+		t.Fatal(err)
+	}
+	to.Close()
+	restore := func(dir string) {
+		t.Helper()
+		out, err := exec.Command(etcdutl, "snapshot", "restore", backup, "--data-dir", dir, "--bump-revision", "1000000000", "--mark-compacted").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+	}
+	c.Process.Signal(syscall.SIGTERM)
+	c.exit()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	restore(dir)
+	_, address = start(inside)
+	answers(address)
+
+	restore(filepath.Join(home, "elsewhere"))
+	elsewhere, err := startMember(config.Embedded{Dir: filepath.Join(home, "elsewhere"), Name: "elsewhere", Client: freeAddr(t)}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer elsewhere.Close()
+	if c := elsewhere.Config(); c.AutoCompactionMode != "periodic" || c.AutoCompactionRetention != "1h" {
+		t.Errorf("history is kept: %s %s", c.AutoCompactionMode, c.AutoCompactionRetention)
+	}
+	_, address = start(fmt.Sprintf("{endpoints: [%q]}", elsewhere.Clients[0].Addr().String()))
 	answers(address)
 }
 
