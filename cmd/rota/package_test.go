@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v4"
 )
 
@@ -66,6 +67,7 @@ func TestCompose(t *testing.T) {
 	type service struct {
 		Image, Build any
 		Command      []string
+		Entrypoint   []string
 		Depends      map[string]struct{ Condition string } `yaml:"depends_on"`
 		Healthcheck  map[string]any
 		Volumes      []string
@@ -103,10 +105,22 @@ func TestCompose(t *testing.T) {
 			}
 		}
 	}
-	for _, arg := range file.Services["rota"].Command[1:] {
-		if flag, ok := strings.CutPrefix(arg, "--"); ok && serveCommand().Flags().Lookup(flag) == nil {
-			t.Errorf("rota serve has no %s", arg)
+	for name, verb := range map[string]*cobra.Command{"rota": serveCommand(), "files": registerCommand()} {
+		command := file.Services[name].Command
+		if len(command) == 0 || command[0] != verb.Name() {
+			t.Fatalf("%s does not run rota %s: %v", name, verb.Name(), command)
 		}
+		for _, arg := range command[1:] {
+			if arg == "--" {
+				break
+			}
+			if flag, ok := strings.CutPrefix(arg, "--"); ok && verb.Flags().Lookup(flag) == nil {
+				t.Errorf("rota %s has no %s", verb.Name(), arg)
+			}
+		}
+	}
+	if file.Services["hello"].Entrypoint == nil {
+		t.Error("the second service is not another program")
 	}
 }
 
