@@ -217,7 +217,7 @@ func statusTable(w io.Writer, s *balancer.Status) {
 	fmt.Fprintf(w, "state\t%s\n", state)
 	fmt.Fprintf(w, "version\t%s, up %s, engine %s\n", s.Version, time.Since(s.Started).Round(time.Second), s.Engine)
 	fmt.Fprintf(w, "listening\t%s\n", strings.Join(s.Listeners, " "))
-	fmt.Fprintf(w, "connections\t%d open, %d busy\n", s.Connections, s.Serving)
+	fmt.Fprintf(w, "clients\t%s open, %d of them busy\n", some(s.Connections, "connection"), s.Serving)
 	if r := s.Registry; r != nil {
 		link := "connected"
 		if !r.Connected {
@@ -226,15 +226,15 @@ func statusTable(w io.Writer, s *balancer.Status) {
 		if s.Snapshot {
 			link += "; serving the snapshot"
 		}
-		fmt.Fprintf(w, "registry\t%s, revision %d\n", link, r.Revision)
+		fmt.Fprintf(w, "etcd\t%s, revision %d of the keys under %s\n", link, r.Revision, printable(r.Prefix))
 	}
-	fmt.Fprintf(w, "table\tgeneration %d: %d services, %d instances, %d routes\n", s.Generation, s.Services, s.Instances, s.Routes)
+	fmt.Fprintf(w, "table\t%s, %s, %s; generation %d\n", some(s.Services, "service"), some(s.Instances, "instance"), some(s.Routes, "route"), s.Generation)
 	if s.Conflicts > 0 {
-		fmt.Fprintf(w, "conflicts\t%d routes never match: rota routes ls\n", s.Conflicts)
+		fmt.Fprintf(w, "conflicts\t%s of no use, for another takes all requests first: rota routes ls\n", some(s.Conflicts, "route"))
 	}
 	for _, b := range s.Brakes {
-		fmt.Fprintf(w, "brake\t%s: %d of %d records were lost within seconds, %s ago; who answers serves on\n", printable(b.Service), b.Lost, b.Of,
-			time.Since(b.Since).Round(time.Second))
+		fmt.Fprintf(w, "brake\t%s: %d of %d records were lost within seconds, %s ago; who answers serves on. If they are to go: rota services release %s\n",
+			printable(b.Service), b.Lost, b.Of, time.Since(b.Since).Round(time.Second), printable(b.Service))
 	}
 	for _, d := range s.Denied {
 		fmt.Fprintf(w, "denied\t%s claims %s%s, which no grant covers\n", printable(d.Service), printable(d.Host), printable(d.Path))
@@ -243,11 +243,19 @@ func statusTable(w io.Writer, s *balancer.Status) {
 		fmt.Fprintf(w, "panic\t%s: so few are in a good condition that all get requests\n", printable(name))
 	}
 	if s.Doubted > 0 {
-		fmt.Fprintf(w, "in doubt\t%d instances are suspects, ejected, down or not proven yet: rota instances ls SERVICE\n", s.Doubted)
+		fmt.Fprintf(w, "in doubt\t%s suspected, ejected, down or not proven yet: rota instances ls\n", some(s.Doubted, "instance"))
 	}
 	for _, q := range s.Quarantined {
 		fmt.Fprintf(w, "set aside\t%s: %s\n", printable(q.Key), printable(q.Reason))
 	}
+}
+
+// some writes how many there are of something.
+func some(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 func servicesCommand() *cobra.Command {
@@ -293,7 +301,7 @@ func servicesCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return release.show(cmd.OutOrStdout(), body, func(w io.Writer) { fmt.Fprintf(w, "%d suspects were given up\n", r.Gone) })
+				return release.show(cmd.OutOrStdout(), body, func(w io.Writer) { fmt.Fprintf(w, "given up: %s\n", some(r.Gone, "suspect")) })
 			},
 		}),
 	)

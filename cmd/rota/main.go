@@ -100,20 +100,29 @@ func root() *cobra.Command {
 		Long: `Rota is a load balancer that learns its upstreams from etcd.
 
 Services register themselves under a lease; rota watches the keys and routes to
-them at once. Nothing is rendered and nothing is reloaded.
-
-  rota dev                      see it work: etcd inside, three sample instances
-  rota serve -c rota.yaml       run the daemon
-  rota register … -- program    run a program and keep it registered
-  rota check rota.yaml          check a configuration
-  rota status                   ask a running daemon how it is`,
+them at once. Nothing is rendered and nothing is reloaded. To begin with: rota dev`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	cmd.AddCommand(serveCommand(), devCommand(), registerCommand(), checkCommand(), statusCommand(),
-		servicesCommand(), instancesCommand(), routesCommand(), whyCommand(), eventsCommand(),
-		drainCommand(), undrainCommand(), weightCommand(), policiesCommand(), planCommand(), topCommand(), configCommand(),
-		loglevelCommand(), healthcheckCommand(), manCommand(), importCommand(), versionCommand())
+	for _, g := range []struct {
+		id, title string
+		commands  []*cobra.Command
+	}{
+		{"run", "Run it:", []*cobra.Command{devCommand(), serveCommand(), registerCommand(), checkCommand(), configCommand(), importCommand()}},
+		{"look", "See what a running daemon does, and why:", []*cobra.Command{
+			statusCommand(), topCommand(), servicesCommand(), instancesCommand(), routesCommand(), whyCommand(), eventsCommand(),
+		}},
+		{"steer", "Change what it does:", []*cobra.Command{planCommand(), drainCommand(), undrainCommand(), weightCommand(), policiesCommand(), loglevelCommand()}},
+		{"", "", []*cobra.Command{healthcheckCommand(), manCommand(), versionCommand()}},
+	} {
+		if g.id != "" {
+			cmd.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
+		}
+		for _, c := range g.commands {
+			c.GroupID = g.id
+			cmd.AddCommand(c)
+		}
+	}
 	return cmd
 }
 

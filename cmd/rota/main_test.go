@@ -393,7 +393,7 @@ func TestServeWithEtcd(t *testing.T) {
 		list string
 		want []string
 	}{
-		{"status", []string{"ready", "connected", "set aside", "/rota/services/web/c"}},
+		{"status", []string{"ready", "connected, revision ", " of the keys under /rota\n", "1 route; generation ", "set aside", "/rota/services/web/c"}},
 		{"status -o json", []string{`"ready": true`}},
 		{"services ls", []string{"SERVICE", "web", "least_request"}},
 		{"services get web", []string{up.Listener.Addr().String(), "draining"}},
@@ -406,7 +406,7 @@ func TestServeWithEtcd(t *testing.T) {
 		{"why POST http://other.example.com/", []string{"404 no_route", "not r1: the host is"}},
 		{"why --request-id lost-1", []string{"404 after", "no_route", "/lost?token=REDACTED", "now"}},
 		{"top --rounds 2 -n 100ms", []string{"REQUESTS/S", "P99", "all", "web", "ready"}},
-		{"top web --rounds 1", []string{"INSTANCE", up.Listener.Addr().String()}},
+		{"top web --rounds 1", []string{"INSTANCE", "ADDRESS\n", up.Listener.Addr().String()}},
 		{"top --rounds 1 -o json", []string{`"bounds"`}},
 		{"healthcheck", []string{"ready\n"}},
 		{"loglevel", []string{"info\n"}},
@@ -429,7 +429,7 @@ func TestServeWithEtcd(t *testing.T) {
 		{"undrain web a", []string{"done"}},
 		{"weight web a own --etcdctl", []string{"etcdctl del /rota/policies/web\n"}},
 		{"events", []string{"registry", "in sync"}},
-		{"services release web", []string{"0 suspects were given up\n"}},
+		{"services release web", []string{"given up: 0 suspects\n"}},
 		{"services ls --etcdctl", []string{"etcdctl get --keys-only --prefix /rota/services/\n"}},
 		{"instances get web b --etcdctl", []string{"etcdctl get /rota/services/web/b\n"}},
 		{"instances watch web --etcdctl", []string{"etcdctl watch --prefix /rota/services/web/\n"}},

@@ -131,14 +131,14 @@ func topTable(w io.Writer, last, now *balancer.Stats, service string, rows int) 
 	if rows > 4 && len(list) > rows-2 {
 		list = list[:rows-2]
 	}
-	what, rate := "SERVICE", "REQUESTS/S"
+	what, note, rate := "SERVICE", "INSTANCES", "REQUESTS/S"
 	if service != "" {
-		what = "INSTANCE"
+		what, note = "INSTANCE", "ADDRESS"
 	}
 	if seconds == 0 {
 		rate = "REQUESTS"
 	}
-	fmt.Fprintf(w, "%s\t%s\tERRORS\tIN FLIGHT\tP50\tP95\tP99\t\n", what, rate)
+	fmt.Fprintf(w, "%s\t%s\tERRORS\tIN FLIGHT\tP50\tP95\tP99\t%s\n", what, rate, note)
 	for _, f := range list {
 		shown := fmt.Sprint(f.requests)
 		if seconds > 0 {
