@@ -45,6 +45,7 @@ export class Grid<T> {
   private rows: T[] = [];
   private sorted = -1;
   private down = false;
+  private pressed = false;
   private readonly head = el("tr");
   private readonly body = el("tbody");
   private readonly box: HTMLElement;
@@ -55,6 +56,14 @@ export class Grid<T> {
     this.table = el("table", { "aria-label": label }, el("thead", {}, this.head), this.body);
     this.box = el("div", { class: "grid scroll", tabindex: 0, role: "region", "aria-label": label, onscroll: () => this.draw() }, this.table);
     this.node = this.box;
+    // A row that is pressed stays until it is let go: else there would be no click.
+    this.body.addEventListener("pointerdown", () => {
+      this.pressed = true;
+      const release = new AbortController();
+      for (const end of ["pointerup", "pointercancel"]) {
+        addEventListener(end, () => { release.abort(); this.pressed = false; setTimeout(() => this.draw()); }, { signal: release.signal });
+      }
+    });
     this.node.style.setProperty("--row", `${rowHeight}px`);
     this.heads();
   }
@@ -97,6 +106,7 @@ export class Grid<T> {
   }
 
   private draw(): void {
+    if (this.pressed) return;
     if (this.rows.length === 0) {
       fill(this.body, el("tr", {}, el("td", { colspan: this.columns.length, class: "empty" }, this.empty)));
       return;

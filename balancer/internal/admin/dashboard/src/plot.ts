@@ -28,6 +28,13 @@ function top(value: number): number {
   return unit * [1, 2, 4, 6, 8, 10].find((n) => n * unit >= value * 0.999)!;
 }
 
+// key is the colour of a line.
+function key(s: Series): HTMLElement {
+  const mark = el("i", { class: "key", "aria-hidden": "true" });
+  mark.style.background = `var(${s.colour})`;
+  return mark;
+}
+
 // Plot draws points as they are set.
 export class Plot {
   readonly node: HTMLElement;
@@ -37,16 +44,16 @@ export class Plot {
   private readonly to = el("span");
   private readonly foot = el("div", { class: "span", "aria-hidden": "true" }, this.from, this.to);
   private readonly table = el("div", { class: "scroll figures", hidden: true, tabindex: 0 });
-  private readonly legend = el("div", { class: "legend" });
   private readonly button = el("button", { type: "button", class: "plain", "aria-expanded": "false", title: "Figures (t)", onclick: () => this.showTable(!this.tabled) }, "Table");
   private chart: uPlot | null = null;
   private points: Point[] = [];
+  private pointed: Point | undefined; // at by the pointer
   private observer = new ResizeObserver(() => this.resize());
 
   constructor(title: string, private readonly series: Series[], private readonly format: (v: number) => string, private readonly least = 1) {
     this.table.setAttribute("aria-label", "Figures: " + title);
-    this.node = el("section", { class: "card plot", "aria-label": title }, el("header", {}, el("h2", {}, title), this.legend, this.button), this.body, this.foot, this.table);
-    this.tell(null);
+    const legend = el("div", { class: "legend" }, ...(series.length > 1 ? series.map((s) => el("span", {}, key(s), s.label)) : []));
+    this.node = el("section", { class: "card plot", "aria-label": title }, el("header", {}, el("h2", {}, title), legend, this.button), this.body, this.foot, this.table);
     this.observer.observe(this.body);
     all.add(this);
   }
@@ -72,18 +79,22 @@ export class Plot {
     this.tabled = show;
     this.table.hidden = !show;
     this.button.setAttribute("aria-expanded", String(show));
-    fill(this.button, show ? "Hide table" : "Table");
     this.draw();
   }
 
-  // tell names the lines, with their values where the pointer is.
-  private tell(p: Point | null | undefined): void {
-    fill(this.legend, p ? el("span", {}, clock(p.at)) : null, ...(p || this.series.length > 1 ? this.series.map((s) => {
-      const key = el("i", { "aria-hidden": "true" });
-      key.style.background = `var(${s.colour})`;
-      const v = p ? s.value(p) : null;
-      return el("span", {}, key, p ? (v === null ? "–" : this.format(v)) : s.label);
-    }) : []));
+  // tell says under the plot what is where the pointer is; else, from when to when it reaches.
+  private tell(): void {
+    const p = this.pointed, first = this.points[0], last = this.points.at(-1);
+    if (p) {
+      fill(this.from, clock(p.at));
+      fill(this.to, ...this.series.map((s) => {
+        const v = s.value(p);
+        return el("span", { class: "value" }, this.series.length > 1 && key(s), v === null ? "–" : this.format(v));
+      }));
+      return;
+    }
+    fill(this.from, first ? clock(first.at) : "");
+    fill(this.to, last && last !== first ? clock(last.at) : "");
   }
 
   private draw(): void {
@@ -95,9 +106,7 @@ export class Plot {
           return el("td", { class: "n" }, v === null ? "–" : this.format(v));
         }))))));
     }
-    const first = this.points[0], last = this.points.at(-1);
-    fill(this.from, first ? clock(first.at) : "");
-    fill(this.to, last && last !== first ? clock(last.at) : "");
+    this.tell();
     const data: uPlot.AlignedData = [this.points.map((p) => p.at / 1000), ...this.series.map((s) => this.points.map(s.value))];
     if (this.chart) {
       this.chart.setData(data);
@@ -121,7 +130,10 @@ export class Plot {
         stroke: colour(s.colour), width: 1.5, points: { show: this.points.length === 1 },
         ...(i === 0 && this.series.length === 1 ? { fill: colour(s.colour) + "18" } : {}),
       }))],
-      hooks: { setCursor: [(u) => this.tell(u.cursor.idx === null || u.cursor.idx === undefined ? null : this.points[u.cursor.idx])] },
+      hooks: { setCursor: [(u) => {
+        this.pointed = typeof u.cursor.idx === "number" ? this.points[u.cursor.idx] : undefined;
+        this.tell();
+      }] },
     }, data, this.body);
   }
 
