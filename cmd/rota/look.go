@@ -155,6 +155,16 @@ func (l *look) show(w io.Writer, body []byte, table func(w io.Writer)) error {
 	return screenOf(w).table(w, table)
 }
 
+// tell is show for what is read line by line: long lines are not cut.
+func (l *look) tell(w io.Writer, body []byte, text func(w io.Writer)) error {
+	if l.output == "json" {
+		return l.show(w, body, nil)
+	}
+	s := screenOf(w)
+	s.columns = 0
+	return s.table(w, text)
+}
+
 // etcdctlLine prints the line that looks at the same thing in etcd.
 func (l *look) etcdctlLine(w io.Writer, verb, key string, prefix bool) error {
 	if prefix {
@@ -201,7 +211,7 @@ func statusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return l.show(cmd.OutOrStdout(), body, func(w io.Writer) { statusTable(w, &s) })
+			return l.tell(cmd.OutOrStdout(), body, func(w io.Writer) { statusTable(w, &s) })
 		},
 	})
 }
@@ -226,7 +236,7 @@ func statusTable(w io.Writer, s *balancer.Status) {
 		if s.Snapshot {
 			link += "; serving the snapshot"
 		}
-		fmt.Fprintf(w, "etcd\t%s, revision %d of the keys under %s\n", link, r.Revision, printable(r.Prefix))
+		fmt.Fprintf(w, "etcd\t%s, revision %d, keys under %s/\n", link, r.Revision, printable(r.Prefix))
 	}
 	fmt.Fprintf(w, "table\t%s, %s, %s; generation %d\n", some(s.Services, "service"), some(s.Instances, "instance"), some(s.Routes, "route"), s.Generation)
 	if s.Conflicts > 0 {
@@ -377,7 +387,7 @@ func showInstance(cmd *cobra.Command, l *look, service, id string) error {
 		if err != nil {
 			return err
 		}
-		return l.show(cmd.OutOrStdout(), append(body, '\n'), func(w io.Writer) {
+		return l.tell(cmd.OutOrStdout(), append(body, '\n'), func(w io.Writer) {
 			fmt.Fprintf(w, "instance\t%s/%s\naddress\t%s\nstate\t%s: %s\nweight\t%d\nin flight\t%d\n",
 				service, in.ID, in.Address, in.State, printable(in.Reason), in.Weight, in.InFlight)
 			if in.Static {

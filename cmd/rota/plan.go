@@ -66,7 +66,7 @@ func planCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := l.show(cmd.OutOrStdout(), answer, func(w io.Writer) { showPlan(w, &p) }); err != nil {
+			if err := l.tell(cmd.OutOrStdout(), answer, func(w io.Writer) { showPlan(w, &p) }); err != nil {
 				return err
 			}
 			if p.Broken > 0 {

@@ -45,7 +45,7 @@ func whyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return l.show(cmd.OutOrStdout(), body, func(out io.Writer) { explain(out, &w, all) })
+			return l.tell(cmd.OutOrStdout(), body, func(out io.Writer) { explain(out, &w, all) })
 		},
 	})
 	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "`name: value` of a field of the request; may be repeated")

@@ -5,7 +5,7 @@ import { clock, type Point } from "./stats";
 
 export interface Series { label: string; colour: string; value: (p: Point) => number | null }
 
-const height = 150;
+const height = 150, axis = 50; // axis is the width of that of values
 const all = new Set<Plot>();
 
 // toggleTables shows the tables of all plots, or hides them if all are shown.
@@ -84,6 +84,7 @@ export class Plot {
 
   // tell says under the plot what is where the pointer is; else, from when to when it reaches.
   private tell(): void {
+    this.foot.style.paddingLeft = this.pointed ? "0" : `${axis}px`;
     const p = this.pointed, first = this.points[0], last = this.points.at(-1);
     if (p) {
       fill(this.from, clock(p.at));
@@ -113,8 +114,7 @@ export class Plot {
       return;
     }
     fill(this.body);
-    const text = colour("--muted"), axis = 50;
-    this.foot.style.paddingLeft = `${axis}px`;
+    const text = colour("--muted");
     this.chart = new uPlot({
       width: Math.max(this.body.clientWidth, 200), height, legend: { show: false }, padding: [7, 1, 3, 0],
       cursor: { points: { size: 6 }, drag: { x: false, y: false }, y: false },
