@@ -7,11 +7,12 @@ export interface Series { label: string; colour: string; value: (p: Point) => nu
 
 const height = 150, axis = 50; // axis is the width of that of values
 const all = new Set<Plot>();
+let tables = false; // of the plots of the next page, too
 
 // toggleTables shows the tables of all plots, or hides them if all are shown.
 export function toggleTables(): void {
-  const show = [...all].some((p) => !p.tabled);
-  for (const p of all) p.showTable(show);
+  tables = [...all].some((p) => !p.tabled);
+  for (const p of all) p.showTable(tables);
 }
 
 export function redraw(): void {
@@ -56,6 +57,7 @@ export class Plot {
     this.node = el("section", { class: "card plot", "aria-label": title }, el("header", {}, el("h2", {}, title), legend, this.button), this.body, this.foot, this.table);
     this.observer.observe(this.body);
     all.add(this);
+    if (tables) this.showTable(true);
   }
 
   destroy(): void {
