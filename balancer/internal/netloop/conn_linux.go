@@ -311,7 +311,7 @@ func (c *conn) close() {
 	if c.fd >= 0 {
 		fd := c.fd
 		c.forget()
-		unix.Close(fd)
+		closeSocket(fd)
 	}
 }
 
@@ -507,6 +507,7 @@ func (l *loop) dial(domain int, sa unix.Sockaddr, timeout time.Duration) (*conn,
 		unix.Close(fd)
 		return nil, os.NewSyscallError("connect", err)
 	}
+	noDelay(fd)
 	c, err := l.add(fd)
 	if err != nil {
 		unix.Close(fd)

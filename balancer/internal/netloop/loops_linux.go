@@ -2,7 +2,6 @@ package netloop
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"net"
@@ -25,9 +24,7 @@ const haveEpoll = true
 // loops is the engine of epoll loops.
 type loops struct {
 	Options
-	all []*loop
-	// listening counts listeners, to spread them over the loops that accept for them.
-	listening atomic.Int32
+	all       []*loop
 	sockets   atomic.Int64 // open, those on their way to a loop included
 	closeIdle atomic.Bool
 }
@@ -125,8 +122,9 @@ func (e *loops) Usage() (all Usage) {
 	return all
 }
 
-// Listen gives the socket to one of the loops, which accepts for all: each new connection goes to the loop with the
-// fewest, so that the split does not depend on the kernel's hashing.
+// Listen has every loop accept: the kernel wakes one that waits. A loop keeps what it accepts, so that a connection costs no hop,
+// unless it has more than another one by so much that work would wait there ([loop.heir]); so the split does not depend on the
+// kernel either.
 func (e *loops) Listen(ln net.Listener, h Handler, a Admission) (Listener, error) {
 	defer ln.Close()
 	sc, ok := ln.(syscall.Conn)
@@ -147,22 +145,34 @@ func (e *loops) Listen(ln net.Listener, h Handler, a Admission) (Listener, error
 	if u, ok := ln.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false)
 	}
-	l := e.all[int(e.listening.Add(1)-1)%len(e.all)]
-	s := &listener{loop: l, fd: fd, addr: ln.Addr(), handler: h, admission: a}
-	l.post(func() { l.addListener(s) })
+	s := &listener{engine: e, fd: fd, addr: ln.Addr(), handler: h, admission: a}
+	s.open.Store(int32(len(e.all)))
+	unix.SetNonblock(fd, true)
+	noDelay(fd) // which those that are accepted have from it
+	for _, l := range e.all {
+		if !l.post(func() { l.addListener(s) }) {
+			s.release()
+		}
+	}
 	return s, nil
 }
 
-// listener is a listening socket of a loop.
+// listener is a listening socket, of all loops.
 type listener struct {
-	loop    *loop
+	engine  *loops
 	fd      int
 	addr    net.Addr
 	handler Handler
 	// admission decides who may connect; nil is everybody.
 	admission Admission
-	paused    bool // out of descriptors; looked at again at the next tick
 	closed    atomic.Bool
+	open      atomic.Int32 // loops that have it
+}
+
+// accepting is a listener as one loop has it.
+type accepting struct {
+	*listener
+	paused bool // out of descriptors; looked at again at the next tick
 }
 
 func (s *listener) Addr() net.Addr { return s.addr }
@@ -171,13 +181,24 @@ func (s *listener) Close() error {
 	if s.closed.Swap(true) {
 		return net.ErrClosed
 	}
-	done := make(chan struct{})
-	s.loop.post(func() { s.loop.dropListener(s); close(done) })
-	select {
-	case <-done:
-	case <-s.loop.dead:
+	for _, l := range s.engine.all {
+		done := make(chan struct{})
+		if !l.post(func() { l.dropListener(s); close(done) }) {
+			continue
+		}
+		select {
+		case <-done:
+		case <-l.dead:
+		}
 	}
 	return nil
+}
+
+// release lets go of the socket for one loop. The last one closes it.
+func (s *listener) release() {
+	if s.open.Add(-1) == 0 {
+		unix.Close(s.fd)
+	}
 }
 
 // loop is one event loop. Only the fields marked shared may be touched from outside its thread.
@@ -192,7 +213,7 @@ type loop struct {
 	swept  int64
 
 	conns     []*conn // by descriptor
-	listeners []*listener
+	listeners []*accepting
 	parked    map[any]*parked
 
 	waiters  []*waiter // in Wait, in no order
@@ -371,7 +392,7 @@ func (l *loop) resume() {
 func (l *loop) shutdown() {
 	l.stopping = true
 	for _, s := range l.listeners {
-		unix.Close(s.fd)
+		s.release()
 	}
 	l.listeners = nil
 	for again := true; again; {
@@ -419,48 +440,51 @@ func (l *loop) accept(fd int) {
 
 // acceptOne takes one connection, unless fewer than so many sockets may still be opened. It reports whether there may be another
 // one to take.
-func (l *loop) acceptOne(s *listener, reserve int) bool {
+func (l *loop) acceptOne(s *accepting, reserve int) bool {
 	if l.engine.full(int64(reserve)) {
 		l.pause(s)
 		return false
 	}
-	fd, sa, err := unix.Accept4(s.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-	switch {
-	case err == nil:
-		remote := addrPort(sa)
+	fd, remote, err := accept(s.fd)
+	switch err {
+	case 0:
 		if s.admission != nil && !s.admission.Admit(remote.Addr()) {
-			unix.Close(fd)
+			closeSocket(fd)
 			return true
 		}
-		to := l.lightest()
+		to := l.heir()
 		to.clients.Add(1)
 		l.engine.sockets.Add(1)
 		if to == l {
-			l.adopt(fd, remote, s)
-		} else if !to.post(func() { to.adopt(fd, remote, s) }) {
-			to.refuse(fd, remote, s)
+			l.adopt(fd, remote, s.listener)
+		} else if !to.post(func() { to.adopt(fd, remote, s.listener) }) {
+			to.refuse(fd, remote, s.listener)
 		}
 		return true
-	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
+	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
 		l.pause(s)
 		return false
 	}
-	return errors.Is(err, unix.ECONNABORTED) || errors.Is(err, unix.EINTR) // else EAGAIN
+	return err == unix.ECONNABORTED || err == unix.EINTR // else EAGAIN
 }
 
 // pause stops accepting until the next sweep.
-func (l *loop) pause(s *listener) {
+func (l *loop) pause(s *accepting) {
 	s.paused = true
 	unix.EpollCtl(l.ep, unix.EPOLL_CTL_DEL, s.fd, nil)
 }
 
-// lightest is the loop with the fewest clients; this one, if it has no more than another.
-func (l *loop) lightest() *loop {
-	best, least := l, l.clients.Load()
+// heir is the loop that gets a connection accepted here: this one, unless another one has fewer by more than a few.
+func (l *loop) heir() *loop {
+	own := l.clients.Load()
+	best, least := l, own
 	for _, o := range l.engine.all {
 		if n := o.clients.Load(); n < least {
 			best, least = o, n
 		}
+	}
+	if own <= least+2+least/16 {
+		return l
 	}
 	return best
 }
@@ -494,10 +518,9 @@ func (l *loop) add(fd int) (*conn, error) {
 	if l.stopping {
 		return nil, net.ErrClosed
 	}
-	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // fails on unix sockets, which need none
 	const events = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff
-	if err := unix.EpollCtl(l.ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)}); err != nil {
-		return nil, os.NewSyscallError("epoll_ctl", err)
+	if e := watch(l.ep, fd, events); e != 0 {
+		return nil, os.NewSyscallError("epoll_ctl", e)
 	}
 	for len(l.conns) <= fd {
 		l.conns = append(l.conns, nil)
@@ -509,24 +532,30 @@ func (l *loop) add(fd int) (*conn, error) {
 
 func (l *loop) addListener(s *listener) {
 	if l.stopping {
-		unix.Close(s.fd)
+		s.release()
 		return
 	}
-	unix.SetNonblock(s.fd, true)
-	l.listeners = append(l.listeners, s)
-	unix.EpollCtl(l.ep, unix.EPOLL_CTL_ADD, s.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(s.fd)})
+	l.listeners = append(l.listeners, &accepting{listener: s})
+	l.attend(s)
 }
 
-// dropListener accepts what waits on a listening socket, also on one that is paused, and closes it.
+// attend has the loop told of connections that wait, if no other one is.
+func (l *loop) attend(s *listener) {
+	unix.EpollCtl(l.ep, unix.EPOLL_CTL_ADD, s.fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: int32(s.fd)})
+}
+
+// dropListener ends accepting on a socket; the last loop that does takes what still waits on it, also on one that is paused.
 func (l *loop) dropListener(s *listener) {
-	i := slices.Index(l.listeners, s)
+	i := slices.IndexFunc(l.listeners, func(a *accepting) bool { return a.listener == s })
 	if i < 0 {
 		return
 	}
-	for n := 0; n < longestQueue && l.acceptOne(s, reserve(l.engine.Sockets)/2); n++ {
-	}
+	a := l.listeners[i]
 	l.listeners = slices.Delete(l.listeners, i, i+1)
-	unix.Close(s.fd)
+	for n := 0; s.open.Load() == 1 && n < longestQueue && l.acceptOne(a, reserve(l.engine.Sockets)/2); n++ {
+	}
+	l.pause(a)
+	s.release()
 }
 
 // dropIdle closes the client connections that wait for a request and have none under way.
@@ -549,7 +578,7 @@ func (l *loop) sweep() {
 	for _, s := range l.listeners {
 		if s.paused {
 			s.paused = false
-			unix.EpollCtl(l.ep, unix.EPOLL_CTL_ADD, s.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(s.fd)})
+			l.attend(s.listener)
 		}
 	}
 	for _, c := range l.conns {

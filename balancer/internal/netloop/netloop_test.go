@@ -51,6 +51,15 @@ func eachEngine(t *testing.T, test func(t *testing.T, engine string)) {
 
 func start(t *testing.T, o Options, h handlerFunc) *rig {
 	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return startOn(t, o, ln, h)
+}
+
+func startOn(t *testing.T, o Options, ln net.Listener, h handlerFunc) *rig {
+	t.Helper()
 	r := &rig{t: t}
 	if o.Loops == 0 {
 		o.Loops = 2
@@ -58,10 +67,6 @@ func start(t *testing.T, o Options, h handlerFunc) *rig {
 	o.Panic = func(any, []byte) { r.panics.Add(1) }
 	var err error
 	if r.Engine, err = New(o); err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
 		t.Fatal(err)
 	}
 	r.address = ln.Addr().String()
@@ -596,7 +601,7 @@ func TestCloseIdleAndListener(t *testing.T) {
 	})
 }
 
-// Accepted connections are spread evenly over the loops.
+// Accepted connections are spread over the loops, but for a few that are not worth a hop ([loop.heir]).
 func TestBalancedAccept(t *testing.T) {
 	if !haveEpoll {
 		t.Skip("loops only")
@@ -609,8 +614,8 @@ func TestBalancedAccept(t *testing.T) {
 	for range 40 {
 		say(t, r.dial(), "x")
 	}
-	if a, b := per[0].Load(), per[1].Load(); a != 20 || b != 20 {
-		t.Errorf("%d and %d connections, want 20 each", a, b)
+	if a, b := per[0].Load(), per[1].Load(); a+b != 40 || max(a, b)-min(a, b) > 4 {
+		t.Errorf("%d and %d connections", a, b)
 	}
 }
 
