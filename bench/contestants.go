@@ -50,8 +50,12 @@ func find(ctx context.Context, r *rig.Rig, name string, o *options) (*contestant
 			return nil, errors.New("rota-b is the binary that -ab names")
 		}
 		return rota(ctx, r, name, o.ab)
-	case "nginx":
-		return &contestant{name: name, version: version("nginx", "-v"), start: startNginx}, need("nginx")
+	case "nginx", "nginx-16k":
+		c := &contestant{name: name, version: version("nginx", "-v")}
+		c.start = func(r *rig.Rig, listen, upstream string) (*running, error) {
+			return startNginx(r, name == "nginx" && asked.size > 16<<10, listen, upstream)
+		}
+		return c, need("nginx")
 	case "haproxy":
 		return &contestant{name: name, version: version("haproxy", "-v"), start: startHAProxy}, need("haproxy")
 	case "caddy":
@@ -59,7 +63,7 @@ func find(ctx context.Context, r *rig.Rig, name string, o *options) (*contestant
 	case "httputil":
 		return httputil(ctx, r)
 	}
-	return nil, fmt.Errorf("unknown contestant %q: there are floor, rota, nginx, haproxy, caddy, httputil, rota-quiet, which never logs, rota-b with -ab, and -extra", name)
+	return nil, fmt.Errorf("unknown contestant %q: there are floor, rota, nginx, nginx-16k, whose buffers have 16 KiB whatever the body, haproxy, caddy, httputil, rota-quiet, which never logs, rota-b with -ab, and -extra", name)
 }
 
 func need(tool string) error {
@@ -181,7 +185,8 @@ services: {b: {instances: [{address: "%s"}]}}
 	return c, nil
 }
 
-func startNginx(r *rig.Rig, listen, upstream string) (*running, error) {
+// startNginx runs nginx, with long buffers where bodies are long: it is what somebody would set who measures for those.
+func startNginx(r *rig.Rig, long bool, listen, upstream string) (*running, error) {
 	secure, with := "", ""
 	if asked.tls {
 		cert, key, _, err := certificate(r)
@@ -192,7 +197,7 @@ func startNginx(r *rig.Rig, listen, upstream string) (*running, error) {
 		with = "ssl "
 	}
 	buffers := "8 16k"
-	if asked.size > 16<<10 {
+	if long {
 		buffers = "16 64k; proxy_buffer_size 64k; proxy_busy_buffers_size 256k"
 	}
 	access := "off"
