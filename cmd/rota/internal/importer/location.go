@@ -257,7 +257,7 @@ func (w *work) emit(p *place, r config.Route, d *directive) {
 		return
 	}
 	for _, o := range w.routes {
-		if o.Host == r.Host && o.Path == r.Path && o.high == high {
+		if o.Host == r.Host && o.Path == r.Path && o.Scheme == r.Scheme && o.high == high {
 			w.at(d, "", "%s: the same place as in line %d, which is taken", p, o.line)
 			return
 		}

@@ -562,26 +562,24 @@ func (w *work) sites(sites []*site) {
 	for _, s := range owner {
 		s.isDefault = true
 	}
-	// A redirect to https cannot stand beside what it leads to: a route does not know by which listener a request came.
-	var rest []*site
+	// A redirect to https stands beside what it leads to by its scheme, since routes are those of all listeners.
+	var rest, secured []*site
 	for _, s := range sites {
-		if d := w.toHTTPS(s, sites); d != nil {
-			w.at(d, "run a second rota for it: listeners: [{address: \":80\"}], etcd: {disabled: true}, admin: {address: \"off\"}, "+
-				"routes: [{name: to-https, redirect: {to: \"https://{host}{uri}\", status: 301}}]",
-				"%s: left out with its listener: a route does not know by which listener a request came, so this would lead round in circles", d.text())
-			continue
+		if d := w.toHTTPS(s, sites); d == nil {
+			rest = append(rest, s)
+		} else if w.secureFirst(s, d, sites) {
+			secured = append(secured, s)
 		}
-		rest = append(rest, s)
 	}
 	wide := map[string]bool{} // ports of all addresses
-	for _, s := range rest {
+	for _, s := range slices.Concat(rest, secured) {
 		for _, l := range s.listens {
 			if port, ok := strings.CutPrefix(l.address, ":"); ok {
 				wide[port] = true
 			}
 		}
 	}
-	for _, s := range rest {
+	for _, s := range slices.Concat(rest, secured) {
 		w.listenersOf(s, wide)
 	}
 	wild, sockets := false, map[string]bool{}
@@ -706,6 +704,36 @@ func (w *work) toHTTPS(s *site, sites []*site) *directive {
 		}
 	}
 	return nil
+}
+
+// beforeAll is the priority of redirects to https: no path goes by them.
+const beforeAll = 1000
+
+// secureFirst makes routes of a redirect to https, and reports whether it could: for the names of its server, or for all where no
+// other server speaks plaintext.
+func (w *work) secureFirst(s *site, d *directive, sites []*site) bool {
+	status, _ := strconv.Atoi(d.arg(0))
+	p := &place{scope: s.scope, site: s, d: d, path: "/"}
+	to, ok := w.target(p, d.arg(1))
+	hosts := slices.Clone(s.names)
+	if s.isDefault || len(hosts) == 0 {
+		if !slices.ContainsFunc(sites, func(o *site) bool { return o != s && !o.ssl() }) {
+			hosts = []string{""}
+		} else if len(hosts) == 0 {
+			ok = false
+		}
+	}
+	if !ok || d.name != "return" || !slices.Contains([]int{301, 302, 303, 307, 308}, status) {
+		w.at(d, fmt.Sprintf("write a route for it by hand: {name: to-https, host: NAME, scheme: http, priority: %d, redirect: {to: \"https://{host}{uri}\", status: 301}}", beforeAll),
+			"%s: left out with its listener", d.text())
+		return false
+	}
+	for _, host := range hosts {
+		p.host = host
+		r := config.Route{Name: w.nameOf(p) + "-to-https", Host: host, Scheme: "http", Priority: beforeAll, Redirect: config.Redirect{To: to, Status: status}}
+		w.routes = append(w.routes, route{Route: r, line: d.line, from: fmt.Sprintf("%s:%d %s", filepath.Base(d.file), d.line, d.text())})
+	}
+	return true
 }
 
 // listenersOf adds the sockets of a server.

@@ -94,6 +94,9 @@ func (o *out) priorities() {
 	ranks = slices.Compact(ranks)
 	for i := range o.routes {
 		r := &o.routes[i]
+		if r.Scheme != "" {
+			continue // it is before them all
+		}
 		r.Priority = 10 * slices.Index(ranks, rank(r.Host))
 		if r.high {
 			r.Priority++
@@ -237,6 +240,7 @@ func (w *work) route(line func(int, string, ...any), r config.Route) {
 	}
 	text("host", r.Host)
 	text("path", r.Path)
+	text("scheme", r.Scheme)
 	if r.Priority != 0 {
 		line(4, "priority: %d", r.Priority)
 	}
