@@ -148,7 +148,7 @@ func TestAdminAccess(t *testing.T) {
 	list := append(resources(t), [2]string{"GET", "/"}, [2]string{"GET", "/assets/dashboard.js"}, [2]string{"GET", "/nothing"}, [2]string{"GET", "/debug/pprof/heap"})
 	for _, r := range list {
 		method, path := r[0], r[1]
-		toAll := path == "/livez" || path == "/readyz" || path == "/" || strings.HasPrefix(path, "/assets/")
+		toAll := slices.Contains([]string{"/livez", "/readyz", "/healthz", "/ping"}, path) || path == "/" || strings.HasPrefix(path, "/assets/")
 		for _, a := range asks {
 			want, wantOpen := a.want, a.want
 			if a.want == 401 {

@@ -243,8 +243,16 @@ func statusTable(w io.Writer, s *balancer.Status) {
 		fmt.Fprintf(w, "conflicts\t%s of no use, for another takes all requests first: rota routes ls\n", some(s.Conflicts, "route"))
 	}
 	for _, b := range s.Brakes {
+		if b.Service == "" {
+			fmt.Fprintf(w, "brake\tall services: %d of %d records were lost within seconds, %s ago; who answers serves on\n",
+				b.Lost, b.Of, time.Since(b.Since).Round(time.Second))
+			continue
+		}
 		fmt.Fprintf(w, "brake\t%s: %d of %d records were lost within seconds, %s ago; who answers serves on. If they are to go: rota services release %s\n",
 			printable(b.Service), b.Lost, b.Of, time.Since(b.Since).Round(time.Second), printable(b.Service))
+	}
+	for _, key := range s.Orphans {
+		fmt.Fprintf(w, "orphan\t%s: in use, though etcd, another store than before, does not have it. Write it anew, or: rota orphans drop\n", printable(key))
 	}
 	for _, d := range s.Denied {
 		fmt.Fprintf(w, "denied\t%s claims %s%s, which no grant covers\n", printable(d.Service), printable(d.Host), printable(d.Path))
@@ -312,6 +320,50 @@ func servicesCommand() *cobra.Command {
 					return err
 				}
 				return release.show(cmd.OutOrStdout(), body, func(w io.Writer) { fmt.Fprintf(w, "given up: %s\n", some(r.Gone, "suspect")) })
+			},
+		}),
+	)
+}
+
+// orphansCommand is about what an earlier store was told, and the present one does not have.
+func orphansCommand() *cobra.Command {
+	var ls, drop look
+	return group("orphans", "Look at routes, policies and grants that etcd does not have any more",
+		ls.flags(&cobra.Command{
+			Use: "ls", Short: "List their keys", Args: args(cobra.NoArgs),
+			Long: "When etcd was wiped, or restored from a backup, what it does not have of routes, policies and grants stays in use as it was.\n" +
+				"Writing such a key anew makes it good.",
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				if ls.etcdctl {
+					return noEtcdctl("etcd does not have them")
+				}
+				var s balancer.Status
+				if _, err := ls.get(cmd.Context(), "/api/v1/status", &s); err != nil {
+					return err
+				}
+				body, err := json.Marshal(append([]string{}, s.Orphans...))
+				if err != nil {
+					return err
+				}
+				return ls.tell(cmd.OutOrStdout(), append(body, '\n'), func(w io.Writer) {
+					for _, key := range s.Orphans {
+						fmt.Fprintln(w, printable(key))
+					}
+				})
+			},
+		}),
+		drop.flags(&cobra.Command{
+			Use: "drop", Short: "Give them up", Args: args(cobra.NoArgs),
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				if drop.etcdctl {
+					return noEtcdctl("etcd does not have them")
+				}
+				var d balancer.Dropped
+				body, err := drop.ask(cmd.Context(), http.MethodDelete, "/api/v1/orphans", nil, &d)
+				if err != nil {
+					return err
+				}
+				return drop.show(cmd.OutOrStdout(), body, func(w io.Writer) { fmt.Fprintln(w, "given up: "+some(len(d.Keys), "key")) })
 			},
 		}),
 	)

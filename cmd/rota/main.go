@@ -112,7 +112,7 @@ them at once. Nothing is rendered and nothing is reloaded. To begin with: rota d
 		{"look", "See what a running daemon does, and why:", []*cobra.Command{
 			statusCommand(), topCommand(), servicesCommand(), instancesCommand(), routesCommand(), whyCommand(), eventsCommand(),
 		}},
-		{"steer", "Change what it does:", []*cobra.Command{planCommand(), drainCommand(), undrainCommand(), weightCommand(), policiesCommand(), loglevelCommand()}},
+		{"steer", "Change what it does:", []*cobra.Command{planCommand(), drainCommand(), undrainCommand(), weightCommand(), policiesCommand(), orphansCommand(), loglevelCommand()}},
 		{"", "", []*cobra.Command{healthcheckCommand(), manCommand(), versionCommand()}},
 	} {
 		if g.id != "" {

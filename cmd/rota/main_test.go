@@ -430,6 +430,9 @@ func TestServeWithEtcd(t *testing.T) {
 		{"weight web a own --etcdctl", []string{"etcdctl del /rota/policies/web\n"}},
 		{"events", []string{"registry", "in sync"}},
 		{"services release web", []string{"given up: 0 suspects\n"}},
+		{"orphans ls", []string{""}},
+		{"orphans ls --output json", []string{"[]\n"}},
+		{"orphans drop", []string{"given up: 0 keys\n"}},
 		{"services ls --etcdctl", []string{"etcdctl get --keys-only --prefix /rota/services/\n"}},
 		{"instances get web b --etcdctl", []string{"etcdctl get /rota/services/web/b\n"}},
 		{"instances watch web --etcdctl", []string{"etcdctl watch --prefix /rota/services/web/\n"}},
@@ -471,6 +474,7 @@ func TestServeWithEtcd(t *testing.T) {
 		{"config print --etcdctl", exitUsage, "there is no such line"},
 		{"plan --route r1 --etcdctl", exitUsage, "there is no such line"},
 		{"services release web --etcdctl", exitUsage, "there is no such line"},
+		{"orphans drop --etcdctl", exitUsage, "there is no such line"},
 	} {
 		if tc.list == "plan --route r1" { // what is sampled has to be there first
 			until(t, "a plan with requests", func() bool {

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"strconv"
 	"strings"
 	"time"
 
@@ -26,14 +25,14 @@ const (
 	oftenAgain  = time.Second
 )
 
-// stream hands over the events after one, by its seq, until the stream ends.
-func (l *look) stream(ctx context.Context, since uint64, events chan<- balancer.Event) error {
+// stream hands over the events after one, by its id, until the stream ends.
+func (l *look) stream(ctx context.Context, since string, events chan<- balancer.Event) error {
 	req, err := l.request(ctx, http.MethodGet, "/api/v1/events", nil)
 	if err != nil {
 		return err
 	}
 	req.Header.Set("Accept", "text/event-stream")
-	req.Header.Set("Last-Event-ID", strconv.FormatUint(since, 10))
+	req.Header.Set("Last-Event-ID", since)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return err
@@ -66,13 +65,13 @@ func (l *look) stream(ctx context.Context, since uint64, events chan<- balancer.
 func (l *look) watch(ctx context.Context, heard func(balancer.Event) bool, again func(ctx context.Context) error) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt)
 	defer stop()
-	var last uint64
+	last := ""
 	var before []balancer.Event
 	if _, err := l.get(ctx, "/api/v1/events", &before); err != nil {
 		return err
 	}
 	if n := len(before); n > 0 {
-		last = before[n-1].Seq
+		last = before[n-1].ID
 	}
 	if err := again(ctx); err != nil {
 		return err
@@ -87,7 +86,7 @@ func (l *look) watch(ctx context.Context, heard func(balancer.Event) bool, again
 		case <-ctx.Done():
 			return nil
 		case e := <-events:
-			last, wait = e.Seq, seldomAgain
+			last, wait = e.ID, seldomAgain
 			if heard(e) {
 				timer.Reset(50 * time.Millisecond) // more of them may come
 			}

@@ -62,6 +62,8 @@ func (a *API) resources() []resource {
 		{method: "GET", path: "/api/v1/openapi.json", summary: "This document", out: json.RawMessage{}, do: a.openapi},
 		{method: "GET", path: "/metrics", summary: "Metrics in Prometheus' formats", do: a.metrics},
 		{method: "GET", path: "/livez", summary: "200 while the daemon runs", probe: true, do: a.livez},
+		{method: "GET", path: "/healthz", summary: "The same as /readyz, under the name that some look for", out: Readiness{}, probe: true, do: a.readyz},
+		{method: "GET", path: "/ping", summary: "The same as /livez, likewise", probe: true, do: a.livez},
 		{method: "GET", path: "/readyz", summary: "200 while it takes traffic, else 503 with the reasons", out: Readiness{}, probe: true, do: a.readyz},
 	}
 }

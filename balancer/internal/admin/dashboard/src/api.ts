@@ -19,7 +19,7 @@ export interface Service { name: string; policy: string; eligible: number; in_fl
 export interface Counters { name?: string; in_flight: number; requests: number; errors: number; buckets: number[]; sum: number; instances: number; ready: number }
 export interface EndpointCounters { service: string; id: string; address: string; in_flight: number; requests: number; errors: number; buckets: number[]; sum: number }
 export interface Stats { at: string; bounds: number[]; total: Counters; services: Counters[]; endpoints?: EndpointCounters[] }
-export interface Event { seq: number; at: string; kind: string; service?: string; instance?: string; address?: string; from?: string; to?: string; text: string; revision?: number }
+export interface Event { id: string; seq: number; at: string; kind: string; service?: string; instance?: string; address?: string; from?: string; to?: string; text: string; revision?: number }
 export interface Route { name: string; source: string; host?: string; path?: string; service: string; strip_prefix?: boolean; priority?: number; timeout?: string }
 export interface Routes { routes: Route[]; conflicts?: { winner: Route; loser: Route }[] }
 export interface Why {
@@ -82,9 +82,9 @@ export async function send(method: string, path: string, body?: unknown): Promis
   });
 }
 
-// follow reads events as they come, until the signal ends it or the stream ends.
-export async function follow(since: number, on: (events: Event[]) => void, signal: AbortSignal): Promise<void> {
-  const response = await ask("/api/v1/events", { headers: headers({ Accept: "text/event-stream", "Last-Event-ID": String(since) }), signal });
+// follow reads events as they come, those after the one of that id, until the signal ends it or the stream ends.
+export async function follow(since: string, on: (events: Event[]) => void, signal: AbortSignal): Promise<void> {
+  const response = await ask("/api/v1/events", { headers: headers({ Accept: "text/event-stream", ...(since ? { "Last-Event-ID": since } : {}) }), signal });
   const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {

@@ -163,7 +163,7 @@ async function stream(): Promise<void> {
   streaming = true;
   for (;;) {
     try {
-      await follow(events.at(-1)?.seq ?? 0, (list) => {
+      await follow(events.at(-1)?.id ?? "", (list) => {
         if (list[0]!.seq <= (events.at(-1)?.seq ?? 0)) events = []; // another life of the daemon
         events = [...events, ...list].slice(-keptEvents);
         if (page instanceof ServicePage && list.some((e) => e.service === (page as ServicePage).name)) page.heard();

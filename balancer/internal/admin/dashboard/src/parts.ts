@@ -1,5 +1,5 @@
 // Parts of several pages.
-import { hasToken, send } from "./api";
+import { Refused, hasToken, send } from "./api";
 import { el, fill } from "./dom";
 import { ago } from "./stats";
 
@@ -170,13 +170,21 @@ export function confirm(title: string, what: string, method: string, path: strin
   const data = body === undefined ? "" : ` -H 'Content-Type: application/json' -d ${quote(JSON.stringify(body))}`;
   const curl = `curl -X ${method}${data}${hasToken() ? ' -H "Authorization: Bearer $ROTA_ADMIN_TOKEN"' : ""} ${quote(location.origin + path)}`;
   const said = el("p", { class: "problem", role: "alert" });
+  let act: HTMLElement;
+  let forced = ""; // once the daemon has said that requests would break, and it is asked for again
   const box = dialog(title, el("p", {}, what), el("pre", {}, curl), said,
-    el("footer", {}, el("button", { type: "button", class: "primary", onclick: async () => {
+    el("footer", {}, act = el("button", { type: "button", class: "primary", onclick: async () => {
       try {
-        await send(method, path, body);
+        await send(method, path + forced, body);
         box.close();
         done();
-      } catch (e) { fill(said, e instanceof Error ? e.message : String(e)); }
+      } catch (e) {
+        fill(said, e instanceof Error ? e.message : String(e));
+        if (e instanceof Refused && e.status === 409) {
+          forced = "?force=true";
+          fill(act, "Do it anyway");
+        }
+      }
     } }, "Do it"), copyButton("Copy as curl", () => curl), ...more, el("button", { type: "button", onclick: () => box.close() }, "Cancel")));
 }
 
