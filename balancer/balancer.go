@@ -239,6 +239,9 @@ func (b *Balancer) bind(l config.Listener) error {
 		served.Handler = b.proxy
 	}
 	limits := &listen.Limits{Max: l.MaxConnections, PerClient: l.MaxConnectionsPerClient}
+	if door.Proxies != nil {
+		limits.Speaks = door.Speaks
+	}
 	served.Admission = limits
 	b.limits = append(b.limits, limits)
 	b.serving = append(b.serving, served)

@@ -315,3 +315,48 @@ func TestTunnels(t *testing.T) {
 		}
 	})
 }
+
+// The bound on the connections of a client is one on those it has behind an L4 balancer, not on that balancer.
+func TestClientLimitBehindBalancer(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		upstream, _ := counted(t)
+		d := run(t, nil, func(c *config.Config) {
+			c.Engine, c.Etcd.Disabled = engine, true
+			c.Listeners = []config.Listener{{Address: "127.0.0.1:0", Protocol: "http", ProxyProtocol: []string{"127.0.0.0/8"}, MaxConnectionsPerClient: 2}}
+			c.Routes = []config.Route{{Name: "r", Service: "s"}}
+			c.Services = map[string]config.Service{"s": static(upstream)}
+		})
+		ask := func(client string) (net.Conn, error) {
+			t.Helper()
+			c, err := net.Dial("tcp", d.Addresses()[0].String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			c.SetDeadline(time.Now().Add(10 * time.Second))
+			fmt.Fprintf(c, "PROXY TCP4 %s 198.51.100.1 5555 80\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", client)
+			_, err = http.ReadResponse(bufio.NewReader(c), nil)
+			return c, err
+		}
+		first, err := ask("203.0.113.1")
+		for _, client := range []string{"203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.3"} {
+			if _, e := ask(client); e != nil {
+				err = e
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ask("203.0.113.1"); err == nil {
+			t.Error("a third connection of one client")
+		}
+		first.Close()
+		for deadline := time.Now().Add(10 * time.Second); ; {
+			if _, err := ask("203.0.113.1"); err == nil {
+				break
+			} else if time.Now().After(deadline) {
+				t.Fatal(err)
+			}
+		}
+	})
+}

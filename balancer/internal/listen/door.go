@@ -30,7 +30,7 @@ func (d *Door) Serve(c netloop.Conn) time.Duration {
 	if _, passed := c.(netloop.Layer); passed {
 		return d.Next.Serve(c)
 	}
-	proxied := d.proxied(c.Remote().Addr())
+	proxied := d.Speaks(c.Remote().Addr())
 	if d.TLS == nil && !proxied {
 		return d.Next.Serve(c)
 	}
@@ -50,7 +50,8 @@ func (d *Door) Serve(c netloop.Conn) time.Duration {
 	return d.FirstByte // the first request may be there already: then the loop comes back at once
 }
 
-func (d *Door) proxied(peer netip.Addr) bool {
+// Speaks reports whether a peer speaks for others, whom it names in a PROXY protocol header.
+func (d *Door) Speaks(peer netip.Addr) bool {
 	if !peer.IsValid() {
 		return d.ProxyUnix
 	}
@@ -82,8 +83,8 @@ func readHeader(c netloop.Conn) (*announced, bool) {
 		case bad != nil:
 			return nil, false
 		case used > 0:
-			if !h.Local {
-				c.SetRemote(h.Source)
+			if !h.Local && !c.SetRemote(h.Source) {
+				return nil, false
 			}
 			a := &announced{Conn: c}
 			if used < len(b) {

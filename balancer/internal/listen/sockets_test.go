@@ -90,6 +90,23 @@ func TestLimits(t *testing.T) {
 	if l.counts.Open != 0 || len(l.clients) != 0 {
 		t.Errorf("%d open, %v", l.counts.Open, l.clients)
 	}
+	// Who speaks for others counts for Max alone, those it speaks for count each.
+	balancer := a("192.0.2.1")
+	proxied := &Limits{PerClient: 1, Speaks: func(a netip.Addr) bool { return a == balancer }}
+	for _, tc := range []struct {
+		client string
+		ok     bool
+	}{{"10.0.0.1", true}, {"10.0.0.1", false}, {"10.0.0.2", true}} {
+		if !proxied.Admit(balancer) || proxied.Readmit(balancer, a(tc.client)) != tc.ok {
+			t.Errorf("%s behind a balancer: admitted %v", tc.client, !tc.ok)
+		}
+	}
+	for _, c := range []string{"10.0.0.1", "192.0.2.1", "10.0.0.2"} {
+		proxied.Release(a(c))
+	}
+	if proxied.counts.Open != 0 || len(proxied.clients) != 0 || proxied.counts.Refused != 1 {
+		t.Errorf("%+v, %v", proxied.counts, proxied.clients)
+	}
 	free := new(Limits)
 	if n := testing.AllocsPerRun(10, func() { free.Admit(a("10.0.0.1")); free.Release(a("10.0.0.1")) }); n != 0 || free.counts.Open != 0 {
 		t.Error("no bound costs something")

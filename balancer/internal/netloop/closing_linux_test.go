@@ -29,6 +29,8 @@ func (g *gate) Admit(netip.Addr) bool {
 	return true
 }
 
+func (g *gate) Readmit(netip.Addr, netip.Addr) bool { return true }
+
 func (g *gate) Release(netip.Addr) { g.inside.Add(-1) }
 
 // closing reports whether Close of a listener was called.

@@ -60,7 +60,16 @@ func (c *conn) top() Conn {
 func (c *conn) SetLayer(layer Layer) { c.layer = layer }
 
 // SetRemote implements [Conn].
-func (c *conn) SetRemote(address netip.AddrPort) { c.remote = address }
+func (c *conn) SetRemote(address netip.AddrPort) bool {
+	if c.handler != nil && c.listener.admission != nil {
+		if !c.listener.admission.Readmit(c.peer, address.Addr()) {
+			return false
+		}
+		c.peer = address.Addr()
+	}
+	c.remote = address
+	return true
+}
 
 // event notes what epoll reports and readies those who wait for it.
 func (c *conn) event(ev uint32) {

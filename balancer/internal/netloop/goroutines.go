@@ -210,14 +210,11 @@ func (e *goroutines) accept(l *goListener, h Handler, a Admission) {
 		if ap, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
 			c.remote = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 		}
-		peer := c.remote.Addr()
-		if a != nil && !a.Admit(peer) {
+		if c.peer = c.remote.Addr(); a != nil && !a.Admit(c.peer) {
 			nc.Close()
 			continue
 		}
-		if a != nil {
-			c.release = func() { a.Release(peer) }
-		}
+		c.admission = a
 		if !e.add(c, true) {
 			return
 		}
@@ -231,9 +228,7 @@ func (e *goroutines) add(c *goConn, client bool) bool {
 	defer e.mu.Unlock()
 	if e.stopped {
 		c.net.Close()
-		if c.release != nil {
-			c.release()
-		}
+		c.release()
 		return false
 	}
 	e.conns[c] = struct{}{}
@@ -461,7 +456,8 @@ type goConn struct {
 	stopping  atomic.Bool               // the watcher is being stopped
 	layer     Layer                     // what stands for this connection; nil is itself
 	parkedAt  time.Time
-	release   func() // tells the listener's admission; nil is nobody
+	admission Admission  // of the listener; nil is nobody
+	peer      netip.Addr // that it was asked about
 }
 
 // baseGo is the socket at the bottom of c.
@@ -479,7 +475,23 @@ func (c *goConn) top() Conn {
 func (c *goConn) SetLayer(layer Layer) { c.layer = layer }
 
 // SetRemote implements [Conn].
-func (c *goConn) SetRemote(address netip.AddrPort) { c.remote = address }
+func (c *goConn) SetRemote(address netip.AddrPort) bool {
+	if c.admission != nil {
+		if !c.admission.Readmit(c.peer, address.Addr()) {
+			return false
+		}
+		c.peer = address.Addr()
+	}
+	c.remote = address
+	return true
+}
+
+// release tells the listener's admission that the connection has ended.
+func (c *goConn) release() {
+	if c.admission != nil {
+		c.admission.Release(c.peer)
+	}
+}
 
 // serve is the life of a client connection.
 func (c *goConn) serve(h Handler) {
@@ -627,9 +639,7 @@ func (c *goConn) forget() {
 	}
 	e.mu.Unlock()
 	e.sockets.Add(-1)
-	if c.release != nil {
-		c.release()
-	}
+	c.release()
 }
 
 // tryWrite sends what can be sent soon.

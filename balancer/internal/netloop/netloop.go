@@ -76,8 +76,8 @@ type Conn interface {
 	Loop() Loop
 	// Remote is the peer's address; for a unix socket it is the zero value.
 	Remote() netip.AddrPort
-	// SetRemote replaces it, by what a trusted peer says of the client it speaks for.
-	SetRemote(address netip.AddrPort)
+	// SetRemote replaces it, by what a trusted peer says of the client it speaks for. It reports whether that client may connect.
+	SetRemote(address netip.AddrPort) bool
 	// SetLayer makes layer, a connection on top of this one, stand for it from now on: handlers and Reuse get layer.
 	SetLayer(layer Layer)
 	// ReadWatching reads like Read, but returns ErrPeerGone when the peer of other (a connection of the same loop
@@ -170,6 +170,8 @@ type Waiter interface {
 type Admission interface {
 	// Admit is asked once for each connection; the address is the zero value for a unix socket.
 	Admit(remote netip.Addr) bool
+	// Readmit is asked when an admitted connection turns out to be for another address. When it says no, nothing has changed.
+	Readmit(was, is netip.Addr) bool
 	// Release is told when an admitted connection has ended.
 	Release(remote netip.Addr)
 }
