@@ -24,6 +24,7 @@ type goroutines struct {
 	serving   atomic.Int64
 	sockets   atomic.Int64 // open
 	lent      atomic.Int64 // buffers
+	lag       atomic.Int64 // nanoseconds
 	wg        sync.WaitGroup
 	ended     chan struct{} // closed when Run ends
 
@@ -49,11 +50,19 @@ func (e *goroutines) Name() string { return Goroutines }
 
 func (e *goroutines) Run(ctx context.Context) error {
 	close(e.running)
-	sweep := time.NewTicker(time.Second)
-	defer sweep.Stop()
+	tick := time.NewTicker(Tick)
+	defer tick.Stop()
+	due, sweep := time.Now().Add(Tick), time.Now().Add(time.Second)
 	for ctx.Err() == nil {
 		select {
-		case <-sweep.C:
+		case <-tick.C:
+			now := time.Now()
+			e.lag.Store(max(e.lag.Load()*7/8, int64(now.Sub(due))))
+			due = now.Add(Tick)
+			if now.Before(sweep) {
+				continue
+			}
+			sweep = now.Add(time.Second)
 			for _, s := range e.all {
 				s.dropStale()
 			}
@@ -96,8 +105,8 @@ func (e *goroutines) Connections() (open, serving int) {
 	return e.clients, int(e.serving.Load())
 }
 
-// Lag is unknown: the scheduler does not tell.
-func (e *goroutines) Lag() time.Duration { return 0 }
+// Lag is how much later than it should a goroutine has run of late that only waits for time to pass: so late is everybody.
+func (e *goroutines) Lag() time.Duration { return time.Duration(e.lag.Load()) }
 
 // Answer has no loops to wait for.
 func (e *goroutines) Answer(context.Context) error { return nil }

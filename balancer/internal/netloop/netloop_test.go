@@ -759,3 +759,33 @@ func TestAnswer(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Lag shows that what is ready has to wait for a processor, and fades when it has not any more.
+func TestLag(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		r := start(t, Options{Engine: engine}, echo)
+		say(t, r.dial(), "x")
+		r.eventually("no lag", func() bool { return r.Lag() < 100*time.Millisecond })
+		var hogs sync.WaitGroup
+		end := make(chan struct{})
+		for range 200 * runtime.GOMAXPROCS(0) {
+			hogs.Go(func() {
+				for n := 0; ; n++ {
+					if n%1000 == 0 {
+						select {
+						case <-end:
+							return
+						default:
+						}
+					}
+				}
+			})
+		}
+		if engine == Goroutines { // loops have threads of their own
+			r.eventually("lag", func() bool { return r.Lag() > 5*time.Millisecond })
+		}
+		close(end)
+		hogs.Wait()
+		r.eventually("no lag any more", func() bool { return r.Lag() < 100*time.Millisecond })
+	})
+}
