@@ -544,7 +544,8 @@ func (l *loop) attend(s *listener) {
 	unix.EpollCtl(l.ep, unix.EPOLL_CTL_ADD, s.fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: int32(s.fd)})
 }
 
-// dropListener ends accepting on a socket; the last loop that does takes what still waits on it, also on one that is paused.
+// dropListener ends accepting on a socket, after it has taken what waits on it, also on one that is paused. Before that the kernel
+// is told to wake somebody else, perhaps a successor in another process: whoever was woken for a connection must take it.
 func (l *loop) dropListener(s *listener) {
 	i := slices.IndexFunc(l.listeners, func(a *accepting) bool { return a.listener == s })
 	if i < 0 {
@@ -552,9 +553,9 @@ func (l *loop) dropListener(s *listener) {
 	}
 	a := l.listeners[i]
 	l.listeners = slices.Delete(l.listeners, i, i+1)
-	for n := 0; s.open.Load() == 1 && n < longestQueue && l.acceptOne(a, reserve(l.engine.Sockets)/2); n++ {
-	}
 	l.pause(a)
+	for n := 0; n < longestQueue && l.acceptOne(a, reserve(l.engine.Sockets)/2); n++ {
+	}
 	s.release()
 }
 
