@@ -437,108 +437,10 @@ func (c *Controller) configure(ch *registry.Change) {
 	}
 }
 
-// forget drops routes and policies that a complete content does not have. Those that another store does not have stay, as orphans.
-func (c *Controller) forget(u *registry.Update, elsewhere bool) {
-	present := map[string]bool{}
-	for i := range u.Changes {
-		if k := u.Changes[i].Kind; k == registry.KindRoute || k == registry.KindPolicy || k == registry.KindGrant {
-			present[u.Changes[i].Key] = true
-		}
-	}
-	c.drop(func(key string, orphaned bool) verdict {
-		switch {
-		case present[key] || orphaned:
-			return keep
-		case elsewhere:
-			return orphan
-		}
-		return drop
-	})
-	if n := len(c.orphans()); elsewhere && n > 0 {
-		c.say(EventRegistry, fmt.Sprintf("%d routes, policies or grants that the registry does not have stay in use, until they are written anew or given up", n))
-		c.Logger.Warn("the registry does not have what is in use: write it anew, or give it up", zap.Strings("keys", c.orphans()))
-	}
-}
-
-// GiveUpOrphans drops the routes, policies and grants that are in use though the store, another one than they were written to, does
-// not have them. It returns their keys.
-func (c *Controller) GiveUpOrphans(ctx context.Context, by string) (keys []string, err error) {
-	if !c.do(ctx, func() {
-		keys = c.orphans()
-		c.drop(func(_ string, orphaned bool) verdict {
-			if orphaned {
-				return drop
-			}
-			return keep
-		})
-		c.snapshot.unsaved = c.snapshot.unsaved || len(keys) > 0
-	}) {
-		return nil, endedOr(ctx)
-	}
-	c.Audit(by, "", "", fmt.Sprintf("%d keys given up that the registry does not have", len(keys)))
-	return keys, nil
-}
-
-// verdict is what becomes of a value that an operator has written.
-type verdict uint8
-
-const (
-	keep   verdict = iota
-	orphan         // it stays, though the store does not have it
-	drop
-)
-
-// drop asks about each route, policy and grant of the registry what becomes of it.
-func (c *Controller) drop(judge func(key string, orphaned bool) verdict) {
-	for _, name := range dropped(c.etcd, judge) {
-		delete(c.etcd, name)
-		c.reroute = true
-	}
-	for _, name := range dropped(c.policies, judge) {
-		delete(c.policies, name)
-		c.applyPolicy(name)
-	}
-	for _, name := range dropped(c.grants, judge) {
-		delete(c.grants, name)
-		c.touched[name] = true
-		c.reroute = c.reroute || c.claims[name] != nil
-	}
-}
-
-// dropped lists what is to be dropped, and marks what is orphaned.
-func dropped[T any](held map[string]kv[T], judge func(key string, orphaned bool) verdict) (names []string) {
-	for name, v := range held {
-		switch judge(v.key, v.orphaned) {
-		case orphan:
-			v.orphaned = true
-			held[name] = v
-		case drop:
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
 // sameRoute reports whether two routes of different routers are alike, as far as is shown.
 func sameRoute(a, b *route.Route) bool {
 	return a.Name == b.Name && a.Source == b.Source && a.Host == b.Host && a.Path == b.Path && a.Service == b.Service && a.Priority == b.Priority &&
 		reflect.DeepEqual(a.Rules, b.Rules)
-}
-
-// orphans lists the keys whose values are in use though the store does not have them, sorted.
-func (c *Controller) orphans() (keys []string) {
-	keys = slices.Concat(orphaned(c.etcd), orphaned(c.policies), orphaned(c.grants))
-	slices.Sort(keys)
-	return keys
-}
-
-func orphaned[T any](held map[string]kv[T]) (keys []string) {
-	for _, v := range held {
-		if v.orphaned {
-			keys = append(keys, v.key)
-		}
-	}
-	return keys
 }
 
 // setGrant takes in what a service may claim. Taking a grant away counts at once; that another store does not have it counts
@@ -655,41 +557,6 @@ func (c *Controller) newSlot() int {
 	}
 	c.nextSlot++
 	return c.nextSlot - 1
-}
-
-const (
-	// forgetAfter is how long a service is kept of which nobody speaks any more, with its counters: it may come back.
-	forgetAfter = 10 * time.Minute
-	// pruneEvery is how often such services are looked for.
-	pruneEvery = time.Minute
-)
-
-// prune forgets the services that have no instance, policy, configuration or route, and have had none for a while. Whoever can
-// write keys could otherwise fill the memory, and the metrics, with names.
-func (c *Controller) prune(now time.Time) {
-	if now.Sub(c.pruned) < pruneEvery {
-		return
-	}
-	c.pruned = now
-	for name, s := range c.services {
-		_, configured := c.dynamic.Services[name]
-		_, policy := c.policies[name]
-		switch {
-		case c.fold.Has(name) || configured || policy || s.routed || len(s.subsets) > 0 || c.touched[name]:
-			s.idle = time.Time{}
-		case s.idle.IsZero():
-			s.idle = now
-		case now.Sub(s.idle) >= forgetAfter:
-			delete(c.services, name)
-			delete(c.slots, name)
-			delete(c.claims, name)
-			c.vacated = append(c.vacated, s.slot)
-			c.reroute = true
-			if c.Departed != nil {
-				c.Departed(s.shared)
-			}
-		}
-	}
 }
 
 // publish builds what was touched and makes the next table current.

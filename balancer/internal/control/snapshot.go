@@ -140,25 +140,6 @@ func (c *Controller) remember(u *registry.Update, now time.Time) (after func()) 
 	return after
 }
 
-// orphan marks what a snapshot says the store does not have.
-func (c *Controller) orphan(t *snapshot.Table) {
-	if len(t.Orphaned) == 0 {
-		return
-	}
-	mark(c.etcd, t.Orphaned)
-	mark(c.policies, t.Orphaned)
-	mark(c.grants, t.Orphaned)
-}
-
-func mark[T any](held map[string]kv[T], keys map[string]bool) {
-	for name, v := range held {
-		if keys[v.key] {
-			v.orphaned = true
-			held[name] = v
-		}
-	}
-}
-
 // restore serves what the snapshot holds, as long as the registry is away and nothing else is known.
 func (c *Controller) restore(why string) {
 	if c.synced {
