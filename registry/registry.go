@@ -44,6 +44,12 @@ type Leases interface {
 	LeaseLeft(ctx context.Context, lease int64) (time.Duration, error)
 }
 
+// Heard is what a Registry says, too, that has several members.
+type Heard interface {
+	// Member names the member that the watches hear at present, or heard last; empty before the first.
+	Member() string
+}
+
 // Editor is a Registry, too, whose keys an operator's tool can change. Both drivers here are.
 type Editor interface {
 	// Edit replaces the value of a key, without a lease, by what change makes of it, and does so again from the value that

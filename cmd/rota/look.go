@@ -236,6 +236,9 @@ func statusTable(w io.Writer, s *balancer.Status) {
 		if s.Snapshot {
 			link += "; serving the snapshot"
 		}
+		if r.Member != "" {
+			link += ", member " + printable(r.Member)
+		}
 		fmt.Fprintf(w, "etcd\t%s, revision %d, keys under %s/\n", link, r.Revision, printable(r.Prefix))
 	}
 	fmt.Fprintf(w, "table\t%s, %s, %s; generation %d\n", some(s.Services, "service"), some(s.Instances, "instance"), some(s.Routes, "route"), s.Generation)

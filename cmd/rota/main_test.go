@@ -389,6 +389,10 @@ func TestServeWithEtcd(t *testing.T) {
 		resp.Body.Close()
 	}
 	route := write(t, "route.json", `{"path": "/new", "service": "web"}`)
+	members, err := etcd.Client().MemberList(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tc := range []struct {
 		list string
 		want []string
@@ -431,6 +435,7 @@ func TestServeWithEtcd(t *testing.T) {
 		{"events", []string{"registry", "in sync"}},
 		{"services release web", []string{"given up: 0 suspects\n"}},
 		{"orphans ls", []string{""}},
+		{"status", []string{"connected, member " + fmt.Sprintf("%x", members.Members[0].ID)}},
 		{"orphans ls --output json", []string{"[]\n"}},
 		{"orphans drop", []string{"given up: 0 keys\n"}},
 		{"services ls --etcdctl", []string{"etcdctl get --keys-only --prefix /rota/services/\n"}},

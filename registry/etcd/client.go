@@ -54,6 +54,7 @@ var (
 	_ registry.Leases    = (*Client)(nil)
 	_ registry.Balancers = (*Client)(nil)
 	_ registry.Editor    = (*Client)(nil)
+	_ registry.Heard     = (*Client)(nil)
 )
 
 // Connect returns a client for the etcd that o and the environment name; see [Options] and [FromEnv]. It does not

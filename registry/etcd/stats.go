@@ -1,6 +1,9 @@
 package registryetcd
 
-import "sync/atomic"
+import (
+	"strconv"
+	"sync/atomic"
+)
 
 // Stats are counts since Connect, and present values where that is said.
 type Stats struct {
@@ -44,6 +47,7 @@ type counters struct {
 	lost, leases, leasesLost, renewals atomic.Int64
 	watches, connected                 atomic.Int64
 	revision, puts, deletes            atomic.Int64
+	member                             atomic.Uint64
 	resumes, audits                    atomic.Int64
 	relists                            [8]atomic.Int64 // by index in relistReasons
 }
@@ -78,4 +82,12 @@ func (c *Client) Stats() Stats {
 		out.Relists[r] = s.relists[i].Load()
 	}
 	return out
+}
+
+// Member implements [registry.Heard]: the id of the etcd member that the watches hear, as etcdctl writes it.
+func (c *Client) Member() string {
+	if id := c.stats.member.Load(); id != 0 {
+		return strconv.FormatUint(id, 16)
+	}
+	return ""
 }

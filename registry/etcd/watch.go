@@ -220,6 +220,7 @@ func (w *watch) reset(ctx context.Context, reason string) error {
 	w.setOK(true)
 	w.scheduleAudit(w.c.opts.AuditEvery)
 	w.c.stats.relisted(reason)
+	w.c.stats.member.Store(header.MemberId)
 	w.c.stats.revision.Store(w.rev)
 	w.apply(registry.Update{Reset: true, Revision: w.rev, StoreID: w.store, Elsewhere: elsewhere, Changes: changes})
 	return nil
@@ -430,6 +431,7 @@ func (w *watch) handle(ctx context.Context, resp *pb.WatchResponse, parts *[]*mv
 		return fmt.Errorf("%w: cluster %x, was %x", errStore, h.ClusterId, w.store)
 	}
 	w.term = max(w.term, h.RaftTerm)
+	w.c.stats.member.Store(h.MemberId)
 	if len(resp.Events) == 0 && !resp.Fragment && len(*parts) == 0 {
 		if h.Revision < w.rev { // a member that lags behind the one we listed from, or a proxy to another store
 			return w.confirm(ctx)

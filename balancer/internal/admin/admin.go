@@ -106,6 +106,7 @@ type Registry struct {
 	Error     string    `json:"error,omitempty"`
 	Revision  int64     `json:"revision"`
 	StoreID   uint64    `json:"store_id"`
+	Member    string    `json:"member,omitempty"` // that is listened to
 	LastSync  time.Time `json:"last_sync,omitzero"`
 	Prefix    string    `json:"prefix"` // of its keys
 }
@@ -290,7 +291,7 @@ func (a *API) status(w http.ResponseWriter, r *http.Request) {
 		s.Brakes = append(s.Brakes, Brake(b))
 	}
 	if c.Registry {
-		s.Registry = &Registry{c.Connected, c.LinkError, c.Revision, c.StoreID, c.LastSync, a.Control.Prefix}
+		s.Registry = &Registry{c.Connected, c.LinkError, c.Revision, c.StoreID, c.Member, c.LastSync, a.Control.Prefix}
 	}
 	for _, d := range c.Denied {
 		s.Denied = append(s.Denied, Denied(d))

@@ -39,6 +39,7 @@ type Status struct {
 	Denied      []Denied // claims that no grant covers
 	Panics      []string // services so few of which are in a good condition that all serve
 	LastSync    time.Time
+	Member      string // of the store, that is listened to; empty where that is not known
 }
 
 // Status returns the present state.
@@ -62,6 +63,9 @@ func (c *Controller) Status(ctx context.Context) (Status, error) {
 		}
 		if rt := c.table.Router(); rt != nil {
 			s.Routes, s.Conflicts = len(rt.Routes), len(rt.Conflicts)
+		}
+		if heard, ok := c.Registry.(registry.Heard); ok {
+			s.Member = heard.Member()
 		}
 		if n := c.counters.LastSync.Load(); n != 0 {
 			s.LastSync = time.Unix(0, n)

@@ -2,7 +2,7 @@
 
 export interface Status {
   version: string; started: string; ready: boolean; reasons?: string[]; engine: string; listeners: string[]; connections: number; serving: number;
-  registry?: { connected: boolean; error?: string; revision: number; store_id: number; last_sync?: string; prefix: string };
+  registry?: { connected: boolean; error?: string; revision: number; store_id: number; member?: string; last_sync?: string; prefix: string };
   table_generation: number; services: number; instances: number; routes: number; route_conflicts: number;
   quarantined?: { key: string; reason: string; revision: number; last_good_value_in_use: boolean }[];
   snapshot?: boolean; doubted: number;

@@ -64,6 +64,7 @@ export class Overview {
       el("button", { type: "button", onclick: () => release(b.service, this.changed) }, "Release…")));
     return pairs([
       ["Link", el("span", { class: r.connected ? "state ready" : "problem" }, r.connected ? "● in reach" : "■ out of reach")],
+      ["Member", r.member ? el("code", {}, r.member) : "–"],
       ["Heard of", r.last_sync ? `${ago(r.last_sync)} ago` : "never"],
       ["Revision", String(r.revision)],
       ["Keys", el("code", {}, r.prefix + "/")],
