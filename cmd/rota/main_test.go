@@ -397,7 +397,7 @@ func TestServeWithEtcd(t *testing.T) {
 		list string
 		want []string
 	}{
-		{"status", []string{"ready", "connected, revision ", ", keys under /rota/\n", "1 route; generation ", "set aside", "/rota/services/web/c"}},
+		{"status", []string{"ready", "connected, member ", ", keys under /rota/\n", "1 route; generation ", "set aside", "/rota/services/web/c"}},
 		{"status -o json", []string{`"ready": true`}},
 		{"services ls", []string{"SERVICE", "web", "least_request"}},
 		{"services get web", []string{up.Listener.Addr().String(), "draining"}},
