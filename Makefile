@@ -27,6 +27,7 @@ race: ## Run all tests with the race detector, on both engines
 
 bench: ## Measure beside nginx, HAProxy and a byte copier (needs nginx, haproxy, wrk, strace, a C compiler)
 	$(GO) run ./bench
+	$(GO) run ./bench -logs -parts cpu
 	for c in h1-1k-512 h1-5000 h1-64k h1-1m post-16k close-1k tls-1k tls-64k tls-handshake tls-resume; do \
 		$(GO) run ./bench -case $$c -parts cpu -duration 3s || exit 1; \
 	done
