@@ -40,6 +40,7 @@ func newTypist(t *testing.T, env ...string) *typist {
 	cmd := exec.Command("bash", "-m") // jobs have groups of their own, as in a shell that is typed into
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), append(env, "ROTA_TEST_MAIN=1")...)
+	cmd.Stderr = t.Output()
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -389,16 +389,17 @@ func (s *shard) Park(key any, other Conn, ttl time.Duration) {
 		if closed := s.engine.Closed; w.ended && closed != nil {
 			closed(key, time.Since(c.parkedAt))
 		}
-		s.drop(key, c)
+		s.drop(key, w)
 	})
 }
 
-// drop closes a parked connection whose peer said something, or whose time is over.
-func (s *shard) drop(key any, c *goConn) {
+// drop closes a parked connection whose peer said something, or whose time is over. The watcher may come late: by then the
+// connection may have been used and parked again, with another one.
+func (s *shard) drop(key any, w *watcher) {
 	s.mu.Lock()
 	list := s.parked[key]
-	for i, x := range list {
-		if x == c {
+	for i, c := range list {
+		if c.watcher == w {
 			s.parked[key] = append(list[:i:i], list[i+1:]...)
 			s.mu.Unlock()
 			c.Close()
@@ -462,7 +463,6 @@ type goConn struct {
 	one       [1]byte
 	readUntil atomic.Pointer[time.Time] // a reader and whoever interrupts it set it; nil is none
 	watcher   *watcher                  // of a parked connection
-	stopping  atomic.Bool               // the watcher is being stopped
 	layer     Layer                     // what stands for this connection; nil is itself
 	parkedAt  time.Time
 	admission Admission  // of the listener; nil is nobody
@@ -555,21 +555,21 @@ func (c *goConn) waitRequest(idle time.Duration) bool {
 
 // watcher reads one byte ahead of its connection's owner.
 type watcher struct {
-	conn  *goConn
-	done  chan struct{}
-	ended bool // end of stream, or an error that is not a deadline; valid after done
+	conn     *goConn
+	done     chan struct{}
+	ended    bool        // end of stream, or an error that is not a deadline; valid after done
+	stopping atomic.Bool // stop was called
 }
 
 // watch starts a watcher; it calls then with its outcome, unless it was stopped by stop.
 func (c *goConn) watch(then func(w *watcher)) *watcher {
 	w := &watcher{conn: c, done: make(chan struct{})}
-	c.stopping.Store(false)
 	c.shard.engine.wg.Go(func() {
 		n, err := c.net.Read(c.one[:])
 		c.pending = c.one[:n]
 		w.ended = err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
 		close(w.done)
-		if !c.stopping.Load() {
+		if !w.stopping.Load() {
 			then(w)
 		}
 	})
@@ -578,7 +578,7 @@ func (c *goConn) watch(then func(w *watcher)) *watcher {
 
 // stop ends the watcher and reports whether the stream had ended.
 func (w *watcher) stop() (ended bool) {
-	w.conn.stopping.Store(true)
+	w.stopping.Store(true)
 	w.conn.net.SetReadDeadline(past)
 	<-w.done
 	return w.ended
