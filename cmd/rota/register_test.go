@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -284,6 +285,9 @@ func TestRegister(t *testing.T) {
 
 	// What asks for the end goes to the whole group, anything else to the program alone.
 	t.Run("group", func(t *testing.T) {
+		if signal.Ignored(syscall.SIGHUP) {
+			t.Skip("hangups are ignored, as under nohup, and so not passed on")
+		}
 		r := register(t, etcd, "", "family", "exit=3")
 		r.wait("lone", "up")
 		r.until("ready")
