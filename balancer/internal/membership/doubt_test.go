@@ -234,6 +234,13 @@ func TestLeftOrLost(t *testing.T) {
 				t.Error("the older one does not come after it")
 			}
 		}, "a starting, b ready, c ready"},
+		"and two of other services have the younger one's address": {func(f *Fold) {
+			others := []registry.Change{leased("other", "x", "10.0.0.9:80", 11, 8), leased("another", "y", "10.0.0.9:80", 12, 7)}
+			step(f, leased("s", "a", "10.0.0.9:80", 10, 9))
+			step(f, others...)
+			reset(f, 7, 4, append(others, leased("s", "a", "10.0.0.1:80", 1, 1), leased("s", "b", "10.0.0.2:80", 2, 2), leased("s", "c", "10.0.0.3:80", 3, 3))...)
+			f.Expire(epoch, none)
+		}, "a starting, b ready, c ready"},
 		"and then the older one does": {func(f *Fold) {
 			step(f, leased("s", "a", "10.0.0.9:80", 10, 9))
 			reset(f, 7, 4, leased("s", "a", "10.0.0.1:80", 1, 1), leased("s", "b", "10.0.0.2:80", 2, 2), leased("s", "c", "10.0.0.3:80", 3, 3))

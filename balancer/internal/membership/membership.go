@@ -419,15 +419,16 @@ func find(members []*Member, id string) (int, bool) {
 	return slices.BinarySearchFunc(members, id, func(m *Member, id string) int { return strings.Compare(m.Endpoint.ID, id) })
 }
 
-// remove ends the membership of a registered member, and says why, and at which revision.
+// remove ends the membership of a registered member, and says why, and at which revision. To remove it again does nothing: its
+// id can be another one's by then.
 func (f *Fold) remove(m *Member, reason string, revision int64, touched map[string]bool) {
 	service := m.Endpoint.Service
 	members := f.services[service]
 	at, held := find(members, m.Endpoint.ID)
-	if !held {
+	if !held || members[at].Endpoint != m.Endpoint {
 		return
 	}
-	waiting, waits := f.displaced[members[at].Endpoint]
+	waiting, waits := f.displaced[m.Endpoint]
 	f.moved(members[at], members[at].Verdict.State, Gone, reason, revision)
 	f.retire(members[at])
 	f.instances--
