@@ -225,6 +225,7 @@ type loop struct {
 	buffers  spares[[]byte]
 	usage    Usage
 	stopping bool
+	idle     bool // nothing has happened for a tick
 
 	clients atomic.Int64 // shared: open client connections, those on their way to this loop included
 	serving atomic.Int64 // shared: of those, being served
@@ -338,32 +339,35 @@ func (l *loop) run() {
 // is a raw call, without the runtime's bookkeeping and without giving this loop's P away: under load that happens
 // thousands of times a second, and each time the runtime's monitor would come to take the P, which costs several percent
 // of all CPU. The collector does not have to wait for it: it preempts by a signal, which ends the call. The second goes
-// through the runtime, which then can use the P for others.
+// through the runtime, which then can use the P for others. A loop that only the tick wakes does without the first.
 //
 // The time is shorter than what the monitor lets a P be busy (10 ms), and longer than the tick of most kernels: a timer
 // that is the next one to expire is written to the hardware when it is set, and in a virtual machine that leaves the guest.
 // With one millisecond it cost more than the rest of a wait.
 func (l *loop) wait(events []unix.EpollEvent) int {
-	milliseconds := uintptr(8)
-	if len(l.later) > 0 {
-		milliseconds = 0
-	}
-	n, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), milliseconds, 0, 0)
-	switch {
-	case e != 0:
-		return 0 // EINTR
-	case n > 0 || milliseconds == 0:
-		return int(n)
+	if later := len(l.later) > 0; later || !l.idle {
+		milliseconds := uintptr(8)
+		if later {
+			milliseconds = 0
+		}
+		n, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), milliseconds, 0, 0)
+		switch {
+		case e != 0:
+			return 0 // EINTR
+		case n > 0 || later:
+			return int(n)
+		}
 	}
 	timeout := -1
 	if len(l.conns) > 0 || len(l.listeners) > 0 {
 		timeout = int(Tick / time.Millisecond)
 	}
-	m, err := unix.EpollWait(l.ep, events, timeout)
+	n, err := unix.EpollWait(l.ep, events, timeout)
 	if err != nil {
 		return 0 // EINTR
 	}
-	return m
+	l.idle = n == 0
+	return n
 }
 
 // nextRound makes those ready who let others go first.
