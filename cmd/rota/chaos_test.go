@@ -325,7 +325,7 @@ func (l *load) begin(w *world, addresses []string) {
 	hc := &http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: chaosClients}}
 	for i := range chaosClients {
 		l.wg.Go(func() {
-			for ctx.Err() == nil {
+			for ; ctx.Err() == nil; time.Sleep(5 * time.Millisecond) { // the pace of a client
 				i++
 				d := w.daemons[i%2]
 				before := d.away.Load()

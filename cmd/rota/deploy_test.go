@@ -141,6 +141,7 @@ func ready(t *testing.T, admin string, n int) time.Duration {
 // through three balancers, of which one is killed half-way. No request fails; an instance leaves when every balancer that
 // lives has acknowledged, and never later than its deadline.
 func TestDeploy(t *testing.T) {
+	t.Parallel()
 	const instances, deadline = 10, 15 * time.Second
 	rounds, pause := times(t, 2), 100*time.Millisecond
 	if rounds > 2 {

@@ -79,6 +79,7 @@ func named(t *testing.T, name string) (address string) {
 // A daemon without descriptors to spare: whoever fits in is served, the rest waits; it does not spin, the admin API and etcd
 // go on, and when there is room again everybody is served, also by what has registered meanwhile.
 func TestDescriptors(t *testing.T) {
+	t.Parallel()
 	const limit, crowd = 120, 200
 	for _, engine := range []string{"loops", "goroutines"} {
 		t.Run(engine, func(t *testing.T) {
@@ -253,7 +254,7 @@ func latencies(t *testing.T, address string, n int) (p99, longest time.Duration)
 
 // Nobody reads the log: no request waits for it, the lines that are lost are counted, and the daemon still does what it is told.
 func TestStuckLog(t *testing.T) {
-	const requests = 20_000
+	const requests = 10_000
 	up := named(t, "ok")
 	file := filepath.Join(t.TempDir(), "access.log")
 	c := spawn(t, "serve", "-c", write(t, "rota.yaml", fmt.Sprintf(logConfig, file, up)))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -43,6 +44,7 @@ func TestMain(m *testing.M) {
 		}
 		main()
 	}
+	flag.Set("test.parallel", "4") // those tests wait, most of the time
 	leaktest.Main(m)
 }
 
@@ -544,6 +546,7 @@ func TestServeWithEtcd(t *testing.T) {
 
 // What a configuration names is tried, and each thing that is not there is told.
 func TestCheckProbe(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t)
 	cert, key, _ := keyPair(t, "one")
 	_, other, _ := keyPair(t, "other")

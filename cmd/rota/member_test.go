@@ -153,6 +153,7 @@ func TestEmbeddedBackup(t *testing.T) {
 
 // Three daemons are a cluster, with TLS; one of them may go.
 func TestEmbeddedCluster(t *testing.T) {
+	t.Parallel()
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok") }))
 	defer up.Close()
 	cert, key, _ := keyPair(t, "member")

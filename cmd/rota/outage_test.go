@@ -55,6 +55,7 @@ func stored(t *testing.T, etcd *etcdtest.Server) int64 {
 // etcd is away, for as long as ROTA_TEST_OUTAGE says, and in the middle of it the daemon is replaced by a new one, which knows
 // the instances from the snapshot only. No request fails.
 func TestOutage(t *testing.T) {
+	t.Parallel()
 	away := 6 * time.Second
 	if text := os.Getenv("ROTA_TEST_OUTAGE"); text != "" {
 		var err error
@@ -101,6 +102,7 @@ func TestOutage(t *testing.T) {
 // etcd loses everything, and later is put back to what it was before every instance was replaced: what it says then is where
 // nobody is any more. No request fails, and within five seconds the table is what is true.
 func TestStoreReplaced(t *testing.T) {
+	t.Parallel()
 	etcd, _, admin, instances, load := outage(t)
 	converged := func(what string, began time.Time) {
 		t.Helper()

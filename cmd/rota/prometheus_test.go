@@ -15,6 +15,7 @@ import (
 
 // A Prometheus scrapes the daemon, knows its histograms, and evaluates the alert rules.
 func TestPrometheus(t *testing.T) {
+	t.Parallel()
 	program, err := exec.LookPath("prometheus")
 	if err != nil {
 		t.Skip("prometheus is not there: apt install prometheus")

@@ -89,6 +89,7 @@ func likeness(line string) *regexp.Regexp {
 
 // What the README tells a newcomer to type does what it says.
 func TestREADME(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"bash", "curl", "pgrep", "python3"} {
 		if _, err := exec.LookPath(name); err != nil {
 			t.Skip(name + " is not there")

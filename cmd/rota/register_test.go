@@ -180,6 +180,7 @@ func join(t *testing.T, etcd *etcdtest.Server, id string) (registry.Presence, *r
 }
 
 func TestRegister(t *testing.T) {
+	t.Parallel()
 	etcd := etcdtest.Start(t)
 
 	// The life of a well-behaved program: registered when it is well and not before, withdrawn while it is not, drained before

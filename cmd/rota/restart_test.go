@@ -131,6 +131,7 @@ services: {s: {instances: [{address: "%s"}]}}
 func TestHandovers(t *testing.T) { eachEngine(t, handovers) }
 
 func handovers(t *testing.T, engine string) {
+	t.Parallel()
 	file := write(t, "rota.yaml", fmt.Sprintf(restartConfig, engine, answering(t)))
 	c := spawn(t, "serve", "-c", file)
 	address := c.find(listening)
@@ -177,6 +178,7 @@ func (b *balance) address() string {
 func TestRestarts(t *testing.T) { eachEngine(t, inTurn) }
 
 func inTurn(t *testing.T, engine string) {
+	t.Parallel()
 	file := write(t, "rota.yaml", fmt.Sprintf(restartConfig, engine, answering(t)))
 	b := &balance{}
 	admin := regexp.MustCompile(`"admin API","url":"([^"]+)"`)

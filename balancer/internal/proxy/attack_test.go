@@ -821,6 +821,7 @@ func TestEarlyAnswers(t *testing.T) {
 
 // Whatever its encoding, a path either is refused or reaches the upstream under the prefix that was matched (P2).
 func TestPathMatrix(t *testing.T) {
+	t.Parallel()
 	segments := []string{
 		"", "a", ".", "..", "%2e", "%2e%2e", ".%2E", "%2e.", "...", "..;", "..;x", "%2e%2e;", "..%3b", "..%2f", "%2f..", "a%2f..", "..%5c", "%5c..", "..\\", "%2f", "%252e%252e",
 		"..%252f", "..%c0%af", "%c0%ae%c0%ae", "..%00", "..%20", "..%09", "pub", "%70ub", "PUB", "a%2f..;x%2f", "*", "%",
@@ -835,7 +836,15 @@ func TestPathMatrix(t *testing.T) {
 			}
 		}
 	}
+	if raceEnabled { // values need no detector: some of them do
+		some := paths[:0]
+		for i := 0; i < len(paths); i += 4 {
+			some = append(some, paths[i])
+		}
+		paths = some
+	}
 	eachEngine(t, func(t *testing.T, engine string) {
+		t.Parallel()
 		up := record(t)
 		r := start(t, engine, Settings{}, up.address)
 		refused, total, got := 0, 0, map[string]string{}

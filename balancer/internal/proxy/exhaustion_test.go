@@ -178,6 +178,7 @@ func exhaustions() []exhaustion {
 // Whoever takes too long, or sends too much, gets one answer at most, and the connection is gone.
 func TestExhaustion(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
+		t.Parallel()
 		var all sync.WaitGroup // they wait most of the time: more of them at once than there are processors
 		room := make(chan struct{}, 12)
 		for _, l := range exhaustions() {

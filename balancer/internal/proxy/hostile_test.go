@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bufio"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	crand "crypto/rand"
@@ -366,6 +367,7 @@ func TestHostileAnswers(t *testing.T) {
 
 // An answer that nobody has asked for, on a connection that is kept, goes to no one.
 func TestPoisonedConnections(t *testing.T) {
+	t.Parallel()
 	const evil = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret"
 	for _, p := range []struct {
 		id     string
@@ -380,6 +382,7 @@ func TestPoisonedConnections(t *testing.T) {
 	} {
 		t.Run(p.id, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
+				t.Parallel()
 				have, written := make(chan struct{}), make(chan struct{})
 				stop := make(chan struct{})
 				serve := func(c net.Conn, r *bufio.Reader) {
@@ -744,10 +747,7 @@ func TestHostileTLS(t *testing.T) {
 			if err != nil {
 				return
 			}
-			if answer == "" {
-				answer = own(req.RequestURI)
-			}
-			io.WriteString(secure, answer)
+			io.WriteString(secure, cmp.Or(answer, own(req.RequestURI)))
 			if end {
 				secure.CloseWrite()
 			}
@@ -829,6 +829,7 @@ func TestHostileTLS(t *testing.T) {
 // An instance that closes idle connections at just the moment when requests are sent: none is done twice, whatever its
 // method, and a POST fails only where the instance may have got it.
 func TestClosingWhileSending(t *testing.T) {
+	t.Parallel()
 	const clients, each = 4, 125
 	for _, u := range []struct {
 		id    string
@@ -839,6 +840,7 @@ func TestClosingWhileSending(t *testing.T) {
 	} {
 		t.Run(u.id, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
+				t.Parallel()
 				var mu sync.Mutex
 				touched, done := map[string]bool{}, map[string]int{}
 				up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
@@ -936,6 +938,7 @@ func TestClosingWhileSending(t *testing.T) {
 
 // A kept connection that ends between the look at it and the request: the proof that nobody has got that is what decides.
 func TestUnsent(t *testing.T) {
+	t.Parallel()
 	const rounds = 8
 	type want struct {
 		status int
@@ -957,6 +960,7 @@ func TestUnsent(t *testing.T) {
 		t.Run(u.id, func(t *testing.T) {
 			t.Parallel()
 			eachEngine(t, func(t *testing.T, engine string) {
+				t.Parallel()
 				answered, ended := make(chan struct{}), make(chan struct{})
 				stop := make(chan struct{})
 				var mu sync.Mutex

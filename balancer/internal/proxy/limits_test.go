@@ -23,6 +23,7 @@ func silence(t *testing.T) *upstream {
 // Each bound on the time of an exchange ends it with 504: that of one attempt, that of all attempts, and that of the whole. One
 // attempt that took too long is tried again only where all of them have more time than that.
 func TestTimeBounds(t *testing.T) {
+	t.Parallel()
 	const brief, long = 200 * time.Millisecond, 30 * time.Second
 	for name, tc := range map[string]struct {
 		route    time.Duration // route.Timeout
@@ -41,6 +42,7 @@ func TestTimeBounds(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
+				t.Parallel()
 				r := startWith(t, engine, Settings{}, func(r *rig) {
 					r.routes = []route.Route{{Name: "r", Service: "s", Timeout: tc.route, Rules: &route.Rules{Timeouts: tc.timeouts}}}
 				}, silence(t).address, echo(t).address)
@@ -181,6 +183,7 @@ func TestErrorPages(t *testing.T) {
 
 // A mirror that hangs, and one that refuses, cost the exchange nothing; beyond a bound no copies are made.
 func TestMirrorHangs(t *testing.T) {
+	t.Parallel()
 	ln, err := net.Listen("tcp", private)
 	if err != nil {
 		t.Fatal(err)
@@ -188,6 +191,7 @@ func TestMirrorHangs(t *testing.T) {
 	refusing := ln.Addr().String()
 	ln.Close()
 	eachEngine(t, func(t *testing.T, engine string) {
+		t.Parallel()
 		for name, hangs := range map[string]bool{"hangs": true, "refuses": false} {
 			t.Run(name, func(t *testing.T) {
 				const requests = maxMirrors + 100

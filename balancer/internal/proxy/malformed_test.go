@@ -227,6 +227,7 @@ func TestNormalisedRequests(t *testing.T) {
 
 // Whatever the encoding, what the upstream gets lies under the prefix that was matched.
 func TestPathsStayUnderTheirPrefix(t *testing.T) {
+	t.Parallel()
 	var paths []string
 	for _, dots := range []string{"..", "%2e%2e", "%2E.", ".%2e", "..;", "%2e%2e;x", "%252e%252e", "...", ".", "%2e"} {
 		for _, slash := range []string{"/", "%2f", "%2F", "\\", "%5c", "//", "%252f"} {
@@ -234,6 +235,7 @@ func TestPathsStayUnderTheirPrefix(t *testing.T) {
 		}
 	}
 	eachEngine(t, func(t *testing.T, engine string) {
+		t.Parallel()
 		up := echo(t)
 		r := start(t, engine, Settings{}, up.address)
 		refused, served := 0, 0

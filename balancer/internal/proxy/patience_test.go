@@ -21,6 +21,7 @@ import (
 // An instance may say a few bytes now and then for as long as it likes, whatever the least rate: only silence ends its answer,
 // and each of its words is with the client at once.
 func TestSlowAnswers(t *testing.T) {
+	t.Parallel()
 	const idle, events = slower * 200 * time.Millisecond, 12
 	for name, head := range map[string]string{
 		"events":        "Content-Type: text/event-stream\r\n\r\n",
@@ -29,6 +30,7 @@ func TestSlowAnswers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
+				t.Parallel()
 				got := make(chan struct{})
 				up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 					if _, err := http.ReadRequest(r); err != nil {
@@ -75,8 +77,10 @@ func TestSlowAnswers(t *testing.T) {
 
 // An instance may take its time with a body, too: that is not laid to the client's charge.
 func TestSlowReader(t *testing.T) {
+	t.Parallel()
 	const idle, length = slower * time.Second, 12 << 20
 	eachEngine(t, func(t *testing.T, engine string) {
+		t.Parallel()
 		up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 			c.(*net.TCPConn).SetReadBuffer(64 << 10)
 			req, err := http.ReadRequest(r)
@@ -279,7 +283,9 @@ func TestQueueTakesNewInstances(t *testing.T) {
 
 // An attempt that took all the time it had is followed by another one while the whole exchange has time left.
 func TestTryAgainWithinTheRequest(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, func(t *testing.T, engine string) {
+		t.Parallel()
 		silent := newUpstream(t, func(c net.Conn, r *bufio.Reader) { r.ReadByte(); io.Copy(io.Discard, r) })
 		other := echo(t)
 		s := Settings{Timeouts: route.Timeouts{ResponseHead: slower * 200 * time.Millisecond, Request: time.Minute}}

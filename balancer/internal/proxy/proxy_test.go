@@ -475,7 +475,9 @@ func TestUploadErrors(t *testing.T) {
 }
 
 func TestDrain(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, func(t *testing.T, engine string) {
+		t.Parallel()
 		release := make(chan struct{})
 		up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 			if _, err := http.ReadRequest(r); err == nil {

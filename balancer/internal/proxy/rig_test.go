@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -24,7 +25,10 @@ import (
 	"github.com/rota-lb/rota/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { leaktest.Main(m) }
+func TestMain(m *testing.M) {
+	flag.Set("test.parallel", "6") // those tests wait, most of the time
+	leaktest.Main(m)
+}
 
 // streaming are settings that hold no body.
 var streaming = Settings{Retries: route.Retries{Buffer: 1}}
@@ -177,7 +181,7 @@ func (r *rig) dial() *client {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(slower * 10 * time.Second))
 	return &client{t: r.t, Conn: c, r: bufio.NewReader(c)}
 }
 
