@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -31,11 +32,14 @@ func (c *Controller) Write(ctx context.Context, by string, d Draft, value []byte
 	}
 	keys := registry.Keys{Prefix: c.Prefix}
 	key, service, what := "", "", ""
+	var known func(context.Context) ([]byte, error)
 	switch {
 	case d.Route != nil:
 		key, what = keys.Route(d.Route.Name), "route "+d.Route.Name
+		known = func(ctx context.Context) ([]byte, error) { return c.RouteValue(ctx, d.Route.Name) }
 	case d.Policy != nil:
 		key, service, what = keys.Policy(d.Policy.Service), d.Policy.Service, "policy"
+		known = func(ctx context.Context) ([]byte, error) { return c.PolicyValue(ctx, d.Policy.Service) }
 	default:
 		return errDraft
 	}
@@ -45,9 +49,23 @@ func (c *Controller) Write(ctx context.Context, by string, d Draft, value []byte
 	}
 	err := editor.Edit(ctx, key, func(old []byte) ([]byte, error) { return value, check(old) })
 	if err == nil {
+		follow(ctx, value, known)
 		c.Audit(by, service, "", what+done)
 	}
 	return err
+}
+
+// follow waits until what was written is known here, so that whoever reads next finds it: for a second at most, since others
+// may write, too, and the registry has it in any case.
+func follow(ctx context.Context, value []byte, known func(context.Context) ([]byte, error)) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	for ctx.Err() == nil {
+		if now, err := known(ctx); err != nil || bytes.Equal(now, value) {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // RouteValue is what the registry has under the key of a route; nil is nothing.
@@ -86,12 +104,15 @@ func (c *Controller) Override(ctx context.Context, by, service, id string, chang
 		return fmt.Errorf("%w: %s/%s", ErrNoInstance, service, id)
 	}
 	var said config.Override
-	err := editor.Edit(ctx, registry.Keys{Prefix: c.Prefix}.Policy(service), func(old []byte) ([]byte, error) {
-		return config.EditPolicy(service, old, func(p *config.Service) { said = override(p, id, change) })
+	var value []byte
+	err := editor.Edit(ctx, registry.Keys{Prefix: c.Prefix}.Policy(service), func(old []byte) (_ []byte, err error) {
+		value, err = config.EditPolicy(service, old, func(p *config.Service) { said = override(p, id, change) })
+		return value, err
 	})
 	if err != nil {
 		return err
 	}
+	follow(ctx, value, func(ctx context.Context) ([]byte, error) { return c.PolicyValue(ctx, service) })
 	text := "as it says itself"
 	switch {
 	case said.Drain && said.Weight != nil:
