@@ -50,12 +50,13 @@ pgo: ## Make the profile that builds are optimised with, from a benchmark run
 	$(GO) build -tags profile -pgo=off -o bin/rota-profile ./cmd/rota
 	ROTA_CPUPROFILE=$(PGO) $(GO) run ./bench -rota bin/rota-profile -contestants rota -parts cpu -rounds 1 -duration 35s
 
-soak: ## Restart, hand over, break and attack for ten minutes: nothing may fail or leak
+soak: ## Restart, hand over, break and attack for ten minutes: nothing may fail or leak (needs testssl.sh)
 	ROTA_TEST_RESTARTS=2500 $(GO) test -count=1 -timeout 15m -v -run '^TestRollingRestarts$$/^loops$$' ./balancer
 	ROTA_TEST_RESTARTS=100 $(GO) test -count=1 -timeout 15m -v -run '^Test(Handovers|Restarts)$$/^loops$$' ./cmd/rota
 	ROTA_TEST_VICTIMS=500000 $(GO) test -count=1 -timeout 15m -v -run '^TestVictimsBesideAttackers$$' ./balancer/internal/proxy
 	ROTA_TEST_BODY=1g $(GO) test -count=1 -timeout 15m -v -run '^TestLong(Bodies|Tunnel)$$' ./balancer/internal/proxy
 	ROTA_TEST_FAULTS=100 $(GO) test -count=1 -timeout 15m -v -run '^TestFaults$$' ./registry/etcd
+	ROTA_TEST_TESTSSL=1 $(GO) test -count=1 -timeout 15m -v -run '^TestTestssl$$' ./cmd/rota
 	ROTA_TEST_HARM=full $(GO) test -count=1 -timeout 15m -v -run '^TestHarm$$' ./cmd/rota
 
 chaos: ## Break etcd, daemons and instances under load for twenty-five minutes: nothing may fail
