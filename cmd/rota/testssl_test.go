@@ -27,7 +27,7 @@ admin: {address: "127.0.0.1:0"}
 listeners: [{address: "127.0.0.1:0", protocol: https, tls: {certificates: [{cert: %s, key: %s}]}}]
 routes: [{name: a, service: s}]
 services: {s: {instances: [{address: "%s"}]}}
-`, cert, key, named(t, "a"))))
+`, cert, key, freeAddr(t))))
 	report := filepath.Join(t.TempDir(), "report.json")
 	out, err := exec.Command("testssl", "--warnings", "off", "--color", "0", "--quiet", "--protocols", "--std", "--pfs", "--server-defaults", "--vulnerable",
 		"--jsonfile", report, c.find(listening)).CombinedOutput()
