@@ -1,6 +1,7 @@
 package config
 
 import (
+	"maps"
 	"strings"
 	"time"
 )
@@ -398,6 +399,23 @@ type Override struct {
 	Drain bool `yaml:"drain" json:"drain,omitempty"`
 	// Weight replaces its own, 0 to 10000.
 	Weight *int `yaml:"weight" json:"weight,omitempty"`
+}
+
+// Override changes the word about an instance, and returns what it is then. One that says nothing any more is taken away. The map is
+// replaced, not changed.
+func (s *Service) Override(id string, change func(*Override)) Override {
+	said := s.Overrides[id]
+	change(&said)
+	if s.Overrides = maps.Clone(s.Overrides); s.Overrides == nil {
+		s.Overrides = map[string]Override{}
+	}
+	if s.Overrides[id] = said; said == (Override{}) {
+		delete(s.Overrides, id)
+	}
+	if len(s.Overrides) == 0 {
+		s.Overrides = nil
+	}
+	return said
 }
 
 // Check says how instances are checked.

@@ -87,17 +87,5 @@ func (l *look) overridden(ctx context.Context, service, id string, change func(*
 	if err != nil && !isUnknown(err) {
 		return nil, err
 	}
-	return config.EditPolicy(service, value, func(p *config.Service) {
-		o := p.Overrides[id]
-		change(&o)
-		if p.Overrides == nil {
-			p.Overrides = map[string]config.Override{}
-		}
-		if p.Overrides[id] = o; o == (config.Override{}) {
-			delete(p.Overrides, id)
-		}
-		if len(p.Overrides) == 0 {
-			p.Overrides = nil
-		}
-	})
+	return config.EditPolicy(service, value, func(p *config.Service) { p.Override(id, change) })
 }

@@ -106,7 +106,7 @@ func (c *Controller) Override(ctx context.Context, by, service, id string, chang
 	var said config.Override
 	var value []byte
 	err := editor.Edit(ctx, registry.Keys{Prefix: c.Prefix}.Policy(service), func(old []byte) (_ []byte, err error) {
-		value, err = config.EditPolicy(service, old, func(p *config.Service) { said = override(p, id, change) })
+		value, err = config.EditPolicy(service, old, func(p *config.Service) { said = p.Override(id, change) })
 		return value, err
 	})
 	if err != nil {

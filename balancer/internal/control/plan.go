@@ -105,7 +105,7 @@ func (c *Controller) draft(d Draft) (is drafted, differences []config.Difference
 		is.policies[d.Policy.Service] = was
 	case d.Override != nil:
 		value := c.policies[d.Override.Service].value
-		override(&value, d.Override.ID, d.Override.Change)
+		value.Override(d.Override.ID, d.Override.Change)
 		return c.draft(Draft{Policy: &PolicyDraft{d.Override.Service, &value}})
 	default:
 		return is, nil, errDraft
@@ -119,22 +119,6 @@ func (v *kv[T]) known() *T {
 		return nil
 	}
 	return &v.value
-}
-
-// override changes an operator's word about an instance in a policy, and returns it. One that says nothing any more is taken away.
-func override(p *config.Service, id string, change func(*config.Override)) (said config.Override) {
-	said = p.Overrides[id]
-	change(&said)
-	if p.Overrides = maps.Clone(p.Overrides); p.Overrides == nil {
-		p.Overrides = map[string]config.Override{}
-	}
-	if p.Overrides[id] = said; said == (config.Override{}) {
-		delete(p.Overrides, id)
-	}
-	if len(p.Overrides) == 0 {
-		p.Overrides = nil
-	}
-	return said
 }
 
 func (c *Controller) preview(d Draft) (Preview, error) {
