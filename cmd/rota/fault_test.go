@@ -254,7 +254,7 @@ func latencies(t *testing.T, address string, n int) (p99, longest time.Duration)
 
 // Nobody reads the log: no request waits for it, the lines that are lost are counted, and the daemon still does what it is told.
 func TestStuckLog(t *testing.T) {
-	const requests = 10_000
+	const requests = 20_000
 	up := named(t, "ok")
 	file := filepath.Join(t.TempDir(), "access.log")
 	c := spawn(t, "serve", "-c", write(t, "rota.yaml", fmt.Sprintf(logConfig, file, up)))
