@@ -250,7 +250,11 @@ func (f *fields) parse(head []byte, pos int) *Error {
 		if underscored && kind != other {
 			kind = kindHop
 		}
-		f.all = append(f.all, field{uint32(pos), uint32(pos + colon), uint32(pos + value), uint32(pos + end), uint32(pos + eol + 2), kind})
+		// Written in place: built beside it, the parts would be read back by a copy before they have left the store buffer.
+		f.all = append(f.all, field{})
+		at := &f.all[len(f.all)-1]
+		at.start, at.colon, at.value, at.valueEnd, at.end = uint32(pos), uint32(pos+colon), uint32(pos+value), uint32(pos+end), uint32(pos+eol+2)
+		at.kind = kind
 		pos += eol + 2
 	}
 	return nil

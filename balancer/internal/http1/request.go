@@ -48,7 +48,11 @@ func (r *Request) Retryable() bool {
 func (r *Request) IsHead() bool { return string(r.Method) == "HEAD" }
 
 // Reset makes the request empty. It holds nothing of a head any more.
-func (r *Request) Reset() { *r = Request{path: r.path, fields: fields{all: r.all[:0]}} }
+func (r *Request) Reset() {
+	path, all := r.path, r.all[:0]
+	*r = Request{}
+	r.path, r.all = path, all
+}
 
 // Parse reads a head that [Scanner.Scan] has found complete. head may be changed: the host is made lower-case.
 func (r *Request) Parse(head []byte) *Error {

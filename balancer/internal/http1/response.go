@@ -29,7 +29,9 @@ const maxLoad = 1 << 20
 
 // Parse reads the head of the answer to a request; head tells that the request was HEAD. All errors have status 502.
 func (r *Response) Parse(b []byte, head bool) *Error {
-	*r = Response{fields: fields{all: r.all[:0]}}
+	all := r.all[:0]
+	*r = Response{}
+	r.all = all
 	eol := indexByte(b, '\n')
 	line := b[:eol-1]
 	if len(line) < 12 || string(line[:7]) != "HTTP/1." || line[8] != ' ' || line[7] != '0' && line[7] != '1' {

@@ -18,7 +18,8 @@ import (
 func (x *exchange) identify() {
 	s, r := x.settings, &x.req
 	peer := x.rec.Client.Addr()
-	x.hop = http1.Hop{Peer: peer, Proto: "http", Host: r.Host, Port: r.Port, Via: x.proxy.Name}
+	x.hop = http1.Hop{}
+	x.hop.Peer, x.hop.Proto, x.hop.Host, x.hop.Port, x.hop.Via = peer, "http", r.Host, r.Port, x.proxy.Name
 	if secure, ok := x.conn.(*netloop.Secure); ok {
 		state := secure.State()
 		x.rec.TLS, x.hop.Proto = true, "https"

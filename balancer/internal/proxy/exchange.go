@@ -71,7 +71,8 @@ func (x *exchange) release() {
 	x.free(x.kept)
 	x.rec = Record{}
 	x.conn, x.loop, x.in, x.out, x.kept, x.upload, x.rules = nil, nil, nil, nil, nil, nil, nil
-	x.hop, x.match = http1.Hop{}, route.Request{}
+	x.hop = http1.Hop{}
+	x.match = route.Request{}
 	x.req.Reset()
 }
 
@@ -147,11 +148,14 @@ func (x *exchange) begin(head []byte) {
 		x.req.Reset()
 		x.hop = http1.Hop{}
 	}
-	x.rec = Record{
-		Loop: x.loop.Index(), Start: x.loop.Now(), Peer: x.conn.Remote(), Client: x.conn.Remote(), Table: x.proxy.store.Load(),
-		BytesIn: int64(len(head)), HeadIn: int64(len(head)),
-	}
-	x.keep, x.body, x.rules, x.deadline = false, body{}, &plainRules, time.Time{}
+	x.rec = Record{}
+	rec := &x.rec
+	rec.Loop, rec.Start, rec.Table = x.loop.Index(), x.loop.Now(), x.proxy.store.Load()
+	rec.Peer = x.conn.Remote()
+	rec.Client = rec.Peer
+	rec.BytesIn, rec.HeadIn = int64(len(head)), int64(len(head))
+	x.body = body{}
+	x.keep, x.rules, x.deadline = false, &plainRules, time.Time{}
 	x.timeouts, x.retries = x.settings.Timeouts, x.settings.Retries
 }
 
@@ -180,7 +184,9 @@ func (x *exchange) exchange(head int) (keep bool) {
 		return x.answer(fail(Looped))
 	}
 
-	x.match = route.Request{Scheme: x.hop.Proto, Method: r.Method, Host: r.Host, Path: r.Path, Query: r.Query, Fields: r}
+	x.match = route.Request{}
+	m := &x.match
+	m.Scheme, m.Method, m.Host, m.Path, m.Query, m.Fields = x.hop.Proto, r.Method, r.Host, r.Path, r.Query, r
 	to := rec.Table.Match(&x.match)
 	rec.Route = to.Route
 	switch {
