@@ -366,6 +366,9 @@ var (
 	sizePattern  = regexp.MustCompile(`^([0-9]{1,12})([kKmMgG]?)$`)
 )
 
+// longest is the longest time that is written down: nginx takes longer ones, and nobody means them.
+const longest = 365 * 24 * time.Hour
+
 // duration reads the first argument: 30, 30s, "1h 30m".
 func (w *work) duration(d *directive) time.Duration {
 	units := map[string]time.Duration{
@@ -380,10 +383,11 @@ func (w *work) duration(d *directive) time.Duration {
 			return 0
 		}
 		n, _ := strconv.Atoi(m[1])
-		total += min(time.Duration(n), 10_000_000) * units[m[2]]
+		unit := units[m[2]]
+		total = min(total+min(time.Duration(n), longest/unit)*unit, longest)
 		rest = rest[len(m[0]):]
 	}
-	return min(max(total, 0), 365*24*time.Hour)
+	return total
 }
 
 // unlimited stands for no limit where one has to be given.
@@ -398,7 +402,7 @@ func (w *work) size(d *directive) config.Size {
 	}
 	n, _ := strconv.ParseInt(m[1], 10, 64)
 	shift := map[string]uint{"": 0, "k": 10, "m": 20, "g": 30}[strings.ToLower(m[2])]
-	return min(config.Size(min(n, 1<<20)<<shift|n&^(1<<20-1)), unlimited)
+	return config.Size(min(n, int64(unlimited)>>shift) << shift)
 }
 
 // retries reads how often a request may be tried; 0 is Rota's default.

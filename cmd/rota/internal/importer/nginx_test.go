@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -108,6 +109,32 @@ func show(list []*directive) string {
 		}
 	}
 	return b.String()
+}
+
+func TestArguments(t *testing.T) {
+	one := func(arg string) *directive { return &directive{name: "a", args: []string{arg}} }
+	for in, want := range map[string]time.Duration{
+		"30": 30 * time.Second, "1500ms": 1500 * time.Millisecond, "1h 30m": 90 * time.Minute, "1d12h": 36 * time.Hour, "0": 0,
+		"1y": longest, "10000000y": longest, "999999999y 999999999M": longest, "999999999ms": 999999999 * time.Millisecond,
+	} {
+		if w := newWork(""); w.duration(one(in)) != want || len(w.notes) > 0 {
+			t.Errorf("%s is %s, with notes %v; want %s", in, w.duration(one(in)), w.notes, want)
+		}
+	}
+	for in, want := range map[string]config.Size{
+		"0": 0, "10m": 10 << 20, "1k": 1 << 10, "1500000": 1500000, "1048577": 1<<20 + 1, "2000000k": 2000000 << 10, "3G": 3 << 30,
+		"999999999999g": unlimited, "999999999999": 999999999999,
+	} {
+		if w := newWork(""); w.size(one(in)) != want || len(w.notes) > 0 {
+			t.Errorf("%s is %d, with notes %v; want %d", in, w.size(one(in)), w.notes, want)
+		}
+	}
+	for _, in := range []string{"", "x", "-1", "1x", "1 2x"} {
+		w := newWork("")
+		if w.size(one(in)); len(w.notes) != 1 {
+			t.Errorf("size %q: no note", in)
+		}
+	}
 }
 
 func TestIncludes(t *testing.T) {

@@ -140,7 +140,13 @@ export class Grid<T> {
 // copyButton copies a text, and says so.
 export function copyButton(label: string, text: () => Promise<string> | string): HTMLElement {
   const b = el("button", { type: "button", onclick: async () => {
-    fill(b, await copy(await text(), b) ? "copied" : "cannot copy: mark it by hand");
+    let said = "cannot copy: mark it by hand";
+    try {
+      if (await copy(await text(), b)) said = "copied";
+    } catch (e) {
+      said = e instanceof Error ? e.message : String(e);
+    }
+    fill(b, said);
     setTimeout(() => fill(b, label), 1500);
   } }, label);
   return b;

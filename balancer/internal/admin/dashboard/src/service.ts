@@ -148,7 +148,10 @@ export class ServicePage {
   // etcdctl is the line that writes the same into the policy of the service, as it is now.
   private async etcdctl(id: string, body: { drain?: boolean; weight?: number | null }): Promise<string> {
     interface Policy { overrides?: Record<string, { drain?: boolean; weight?: number }> }
-    const policy = await get<Policy>(`/api/v1/services/${encodeURIComponent(this.name)}/policy`).catch(() => ({}) as Policy);
+    const policy = await get<Policy>(`/api/v1/services/${encodeURIComponent(this.name)}/policy`).catch((e) => {
+      if (e instanceof Refused && e.status === 404) return {} as Policy; // else the line would leave out what it does not know
+      throw e;
+    });
     const word = { ...policy.overrides?.[id] };
     if (body.drain === true) word.drain = true;
     if (body.drain === false) delete word.drain;

@@ -74,7 +74,7 @@ export function percent(v: number | undefined): string {
 export function time(seconds: number | null | undefined): string {
   if (seconds === null || seconds === undefined) return "–";
   if (seconds < 0.001) return Math.round(seconds * 1e6) + " µs";
-  if (seconds < 1) return (seconds * 1e3).toPrecision(3).replace(/\.?0+$/, (m) => m.startsWith(".") ? "" : m) + " ms";
+  if (seconds < 0.9995) return (seconds * 1e3).toPrecision(3).replace(/\.?0+$/, (m) => m.startsWith(".") ? "" : m) + " ms";
   return seconds < 100 ? seconds.toPrecision(3) + " s" : Math.round(seconds) + " s";
 }
 
