@@ -384,3 +384,19 @@ func BenchmarkLine(b *testing.B) {
 		})
 	}
 }
+
+func TestSeconds(t *testing.T) {
+	for _, c := range []struct {
+		d      time.Duration
+		digits int
+		want   string
+	}{
+		{0, 3, "0.000"}, {time.Nanosecond, 9, "0.000000001"}, {1500 * time.Microsecond, 3, "0.002"}, {1499 * time.Microsecond, 3, "0.001"},
+		{999999600 * time.Nanosecond, 6, "1.000000"}, {12345678901 * time.Microsecond, 6, "12345.678901"}, {time.Hour, 1, "3600.0"},
+		{-1500 * time.Microsecond, 6, "-0.001500"}, {1767323045690123456, 3, "1767323045.690"},
+	} {
+		if got := string(appendSeconds(nil, c.d, c.digits)); got != c.want {
+			t.Errorf("%d with %d digits is %q, want %q", c.d, c.digits, got, c.want)
+		}
+	}
+}

@@ -164,9 +164,25 @@ func appendUpstreamTime(out []byte, l *Access) []byte {
 	return appendSeconds(out, l.UpstreamLatency, 3)
 }
 
-// appendSeconds writes seconds with so many digits behind the point.
+// appendSeconds writes seconds with so many digits behind the point, nine at most.
 func appendSeconds(out []byte, d time.Duration, digits int) []byte {
-	return strconv.AppendFloat(out, d.Seconds(), 'f', digits, 64)
+	if d < 0 {
+		out, d = append(out, '-'), -d
+	}
+	one := time.Second // in the unit of the last digit
+	for range 9 - digits {
+		one /= 10
+	}
+	n := (d + time.Second/one/2) / (time.Second / one)
+	return appendDigits(append(strconv.AppendInt(out, int64(n/one), 10), '.'), int64(n%one), int64(one))
+}
+
+// appendDigits writes n, which is less than end, a power of ten, with its leading zeros.
+func appendDigits(out []byte, n, end int64) []byte {
+	for unit := end / 10; unit > 0; unit /= 10 {
+		out = append(out, byte('0'+n/unit%10))
+	}
+	return out
 }
 
 func trimMark(query []byte) []byte {
@@ -198,11 +214,7 @@ func appendJSON(out []byte, l *Access) []byte {
 	end := l.end()
 	out = append(out, `{"level":"info","ts":`...)
 	out = strconv.AppendInt(out, end.Unix(), 10)
-	out = append(out, '.')
-	micros := end.Nanosecond() / 1000
-	for unit := 100_000; unit > 0; unit /= 10 {
-		out = append(out, byte('0'+micros/unit%10))
-	}
+	out = appendDigits(append(out, '.'), int64(end.Nanosecond()/1000), 1_000_000)
 	out = append(out, `,"logger":"http.log.access","msg":"handled request","request":{`...)
 	peer := l.Peer
 	if !peer.IsValid() {
@@ -286,16 +298,27 @@ func appendDuration(out []byte, key string, d time.Duration) []byte {
 	return appendSeconds(appendKey(out, key), d, 6)
 }
 
+// asItIs says which bytes need nothing done to them in a JSON string.
+var asItIs = func() (is [256]bool) {
+	for c := ' '; c < 0x7f; c++ {
+		is[c] = c != '"' && c != '\\'
+	}
+	return is
+}()
+
 // appendString writes the inside of a JSON string. What is no UTF-8, and characters that are not to be seen, such as those that
 // steer a terminal or turn text around, do not get through as they are.
 func appendString[T string | []byte](out []byte, text T) []byte {
 	for i := 0; i < len(text); {
-		c := text[i]
-		if c >= ' ' && c < 0x7f && c != '"' && c != '\\' {
-			out = append(out, c)
+		from := i
+		for i < len(text) && asItIs[text[i]] {
 			i++
-			continue
 		}
+		out = append(out, text[from:i]...)
+		if i == len(text) {
+			break
+		}
+		c := text[i]
 		if c < 0x80 {
 			switch c {
 			case '"', '\\':
