@@ -56,7 +56,7 @@ dev=$!
 until_true 30 grep -qs 'Ctrl-C' "$tmp/dev.log"
 part() { sed -n "s|^  $1  *\(http://\)*\([a-z0-9.]*:[0-9]*\).*|\2|p" "$tmp/dev.log"; }
 balancer=$(part balancer)
-export ROTA_ADMIN_ADDRESS=$(part 'admin API') ETCDCTL_ENDPOINTS=$(part etcd)
+export ROTA_ADMIN_ADDRESS=$(part dashboard) ETCDCTL_ENDPOINTS=$(part etcd)
 unset ROTA_ETCD_ENDPOINTS ROTA_ETCD_PREFIX
 echo "    http://$balancer, etcd at $ETCDCTL_ENDPOINTS"
 
