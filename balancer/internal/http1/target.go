@@ -186,7 +186,19 @@ func (r *Request) removeDots() *Error {
 		return ErrPath // "/x/..//host" has become "//host"
 	}
 	r.Path = in[:w]
+	r.EncodedSlash = r.EncodedSlash && encodesSlash(r.Path) // it may have gone with a segment
 	return nil
+}
+
+// encodesSlash reports whether a path, whose percent-encoding is right, holds %2F or %5C.
+func encodesSlash(p []byte) bool {
+	for i := bytes.IndexByte(p, '%'); i >= 0; i = bytes.IndexByte(p, '%') {
+		if d := unhex(p[i+1])<<4 | unhex(p[i+2]); d == '/' || d == '\\' {
+			return true
+		}
+		p = p[i+3:]
+	}
+	return false
 }
 
 // dotted reports whether a segment is "." or ".." with parameters.

@@ -12,7 +12,7 @@ import (
 var targetSeeds = []string{
 	"/", "/a/b/", "/a//b", "/pub/../admin", "/pub/%2e%2e/admin", "/pub/%2E./admin", "/pub/..%2fadmin", "/pub%2f..%2fadmin", "/pub/..;/admin", "/pub//admin",
 	"/./admin", "/pub/%252e%252e/admin", "/%c0%af", "/%00", "/%0d%0aX:1", "/%", "/%f", "/a%zz", "/é", "/\x80", "/#frag", "/?a=1;b=2", "/?%zz", "/ADMIN", "/%41dmin",
-	"/a%2f.;%2fb", "/x/..//evil", "/%2e//evil", "/..%3bx", "/%25%32%65", "/%7f%80%ff", "/a/b/../../c/./d/..", "/a/..?/../%2e%2f\\",
+	"/a%2f.;%2fb", "/x/..//evil", "/%2e//evil", "/..%3bx", "/%25%32%65", "/%7f%80%ff", "/a/b/../../c/./d/..", "/a/..?/../%2e%2f\\", "/a/%2f/../%Ce..1a",
 	"x:admin/secret", "http:example.com/admin", "http:http://internal/admin", "haproxy.org:80", "admin", "*", "*/test", "//evil/x", "///x", "\\x", "/a\\..\\b", "http:/x",
 	"http://a/x/../y", "HTTPS://A/?", "http://a//x", "http://evil/", "http://u@a/", "http://a:80/", "pkg.Svc/M",
 }

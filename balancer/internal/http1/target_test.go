@@ -66,6 +66,8 @@ func TestTargets(t *testing.T) {
 		{"/a%5cb", nil, "/a%5cb", true},
 		{"/%2f%2f", nil, "/%2f%2f", true},
 		{"/a/../b%2f", nil, "/b%2f", true},
+		{"/a/%2f/../%Ce..1a", nil, "/a/%Ce..1a", false},
+		{"/a/%5c/../%Ce%2F", nil, "/a/%Ce%2F", true},
 		{"/a%2f...", nil, "/a%2f...", true},
 		{"/a%2f..b", nil, "/a%2f..b", true},
 		{"/a%2fb/%2541", nil, "/a%2fb/%2541", true},
