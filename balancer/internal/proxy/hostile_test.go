@@ -63,6 +63,7 @@ func own(target string) string {
 // asks sends a request and expects its own answer, to the byte.
 func (c *client) asks(target string) {
 	c.t.Helper()
+	c.SetDeadline(time.Now().Add(patience)) // of this answer, however many came before it
 	c.send("GET " + target + " HTTP/1.1\r\nHost: v\r\n\r\n")
 	want := own(target)
 	got := make([]byte, len(want))
@@ -865,12 +866,12 @@ func TestClosingWhileSending(t *testing.T) {
 						if _, err := io.WriteString(c, own("/"+id)); err != nil {
 							return
 						}
-						patience := time.Duration(rand.IntN(300)) * time.Microsecond
+						pause := time.Duration(rand.IntN(300)) * time.Microsecond
 						if !u.looks {
-							time.Sleep(patience)
+							time.Sleep(pause)
 							return
 						}
-						c.SetReadDeadline(time.Now().Add(patience))
+						c.SetReadDeadline(time.Now().Add(pause))
 					}
 				})
 				r := start(t, engine, Settings{}, up.address)

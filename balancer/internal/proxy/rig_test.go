@@ -116,7 +116,7 @@ func startWith(t *testing.T, engine string, settings Settings, with func(r *rig)
 		t.Fatal(err)
 	}
 	r.proxy = New(r.store, settings, r)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := net.Listen("tcp", private)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,6 +173,9 @@ func (r *rig) publish(upstreams ...string) {
 	r.store.Publish(r.store.Load().With(route.Change{Revision: 7, Router: router, Pools: pools}))
 }
 
+// patience is how long an answer may take before a test gives up: a bound against hanging, beside whatever else the machine does.
+const patience = slower * 10 * time.Second
+
 // dial opens a raw connection to the proxy.
 func (r *rig) dial() *client {
 	r.t.Helper()
@@ -181,7 +184,7 @@ func (r *rig) dial() *client {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(slower * 10 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	return &client{t: r.t, Conn: c, r: bufio.NewReader(c)}
 }
 
@@ -222,7 +225,7 @@ func (c *client) closed() {
 	}
 }
 
-// private is where upstreams listen: an address of this process alone, where there are many, so that nobody who dials a port
+// private is where upstreams and the proxy listen: an address of this process alone, where there are many, so that nobody who dials a port
 // that was another's before meets them.
 var private = func() string {
 	if runtime.GOOS != "linux" {

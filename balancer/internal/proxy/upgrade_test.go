@@ -715,7 +715,7 @@ func TestLongTunnel(t *testing.T) {
 		return [32]byte(h.Sum(nil)), n, err
 	}
 	eachEngine(t, func(t *testing.T, engine string) {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		ln, err := net.Listen("tcp", private)
 		if err != nil {
 			t.Fatal(err)
 		}
