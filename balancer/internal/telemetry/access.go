@@ -98,12 +98,6 @@ type shard struct {
 	idle *batch
 }
 
-// batch is a number of lines with the bytes they point into.
-type batch struct {
-	lines []Access
-	text  []byte
-}
-
 // NewAccessLog makes a log for a number of loops. It writes to out from one goroutine; a [File] can be opened anew. An error is
 // about the format.
 func NewAccessLog(out io.Writer, loops int, o AccessOptions) (*AccessLog, error) {
@@ -158,17 +152,13 @@ func (a *AccessLog) Log(loop int, line *Access) {
 	s := a.shards[loop%len(a.shards)]
 	s.mu.Lock()
 	b := s.fill
-	if len(b.lines) == ringLines {
+	if len(b.entries) == ringLines {
 		s.mu.Unlock()
 		a.dropped.Add(1)
 		return
 	}
-	b.lines = append(b.lines, *line)
-	c := &b.lines[len(b.lines)-1]
-	for _, v := range []*[]byte{&c.Method, &c.Host, &c.URI, &c.Query, &c.UserAgent, &c.Referer, &c.ID} {
-		*v = b.keep(*v)
-	}
-	half := len(b.lines) == ringLines/2
+	b.add(line)
+	half := len(b.entries) == ringLines/2
 	s.mu.Unlock()
 	if half {
 		select {
@@ -176,16 +166,6 @@ func (a *AccessLog) Log(loop int, line *Access) {
 		default:
 		}
 	}
-}
-
-// keep copies v into the batch.
-func (b *batch) keep(v []byte) []byte {
-	if len(v) == 0 {
-		return nil
-	}
-	n := len(b.text)
-	b.text = append(b.text, v...)
-	return b.text[n:len(b.text):len(b.text)]
 }
 
 // Close closes the file of a log that is not run, if it goes to a [File].
@@ -230,8 +210,7 @@ func (a *AccessLog) flush() {
 		b := s.fill
 		s.fill, s.idle = s.idle, nil
 		s.mu.Unlock()
-		for i := range b.lines {
-			l := &b.lines[i]
+		for l := range b.all {
 			l.Query, l.Referer = style.Redact.Query(l.Query), style.Redact.Query(l.Referer)
 			a.out = append(style.format(a.out, l), '\n')
 			if a.lines++; len(a.out) >= writeFrom {
@@ -239,11 +218,7 @@ func (a *AccessLog) flush() {
 			}
 		}
 		a.write()
-		clear(b.lines)
-		b.lines = b.lines[:0]
-		if b.text = b.text[:0]; cap(b.text) > 4<<20 {
-			b.text = nil
-		}
+		b.empty()
 		s.mu.Lock()
 		s.idle = b
 		s.mu.Unlock()

@@ -371,10 +371,12 @@ func benchmarked(t testing.TB, format string) *AccessLog {
 
 // What a line costs, on the loop and in the writer together.
 func BenchmarkLine(b *testing.B) {
-	for _, format := range []string{"json", "combined"} {
-		b.Run(format, func(b *testing.B) {
-			a, l := benchmarked(b, format), line()
-			l.Query = []byte("?page=2&sort=price&filter=shoes&token=abc&lang=en")
+	for _, c := range []struct{ format, query, referer string }{
+		{"json", "", ""}, {"json", "?page=2&sort=price&filter=shoes&token=abc&lang=en", "http://a/?token=s3cret"}, {"combined", "", ""},
+	} {
+		b.Run(c.format+c.query, func(b *testing.B) {
+			a, l := benchmarked(b, c.format), line()
+			l.Query, l.Referer = []byte(c.query), []byte(c.referer)
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
 				if a.Log(0, l); i%1000 == 999 {

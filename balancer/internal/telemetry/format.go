@@ -169,18 +169,20 @@ func appendSeconds(out []byte, d time.Duration, digits int) []byte {
 	if d < 0 {
 		out, d = append(out, '-'), -d
 	}
-	one := time.Second // in the unit of the last digit
-	for range 9 - digits {
-		one /= 10
-	}
-	n := (d + time.Second/one/2) / (time.Second / one)
-	return appendDigits(append(strconv.AppendInt(out, int64(n/one), 10), '.'), int64(n%one), int64(one))
+	one := units[digits]
+	n := (uint64(d) + 5e8/one) / (1e9 / one)
+	return appendDigits(append(strconv.AppendUint(out, n/one, 10), '.'), n%one, digits)
 }
 
-// appendDigits writes n, which is less than end, a power of ten, with its leading zeros.
-func appendDigits(out []byte, n, end int64) []byte {
-	for unit := end / 10; unit > 0; unit /= 10 {
-		out = append(out, byte('0'+n/unit%10))
+// units is how many of its last digits a second has.
+var units = [10]uint64{1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9}
+
+// appendDigits writes the last digits of n, leading zeros with them, nine at most.
+func appendDigits(out []byte, n uint64, digits int) []byte {
+	out = append(out, "000000000"[:digits]...)
+	for i := len(out) - 1; n > 0; i-- {
+		out[i] += byte(n % 10)
+		n /= 10
 	}
 	return out
 }
@@ -214,88 +216,69 @@ func appendJSON(out []byte, l *Access) []byte {
 	end := l.end()
 	out = append(out, `{"level":"info","ts":`...)
 	out = strconv.AppendInt(out, end.Unix(), 10)
-	out = appendDigits(append(out, '.'), int64(end.Nanosecond()/1000), 1_000_000)
+	out = appendDigits(append(out, '.'), uint64(end.Nanosecond()/1000), 6)
 	out = append(out, `,"logger":"http.log.access","msg":"handled request","request":{`...)
 	peer := l.Peer
 	if !peer.IsValid() {
 		peer = l.Client
 	}
-	if peer.Addr().IsValid() {
+	if peer.IsValid() {
 		out = append(out, `"remote_ip":"`...)
 		out = peer.Addr().AppendTo(out)
 		out = append(out, `","remote_port":"`...)
 		out = strconv.AppendUint(out, uint64(peer.Port()), 10)
 		out = append(out, `",`...)
 	}
-	if l.Client.Addr().IsValid() {
+	if l.Client.IsValid() {
 		out = append(out, `"client_ip":"`...)
 		out = l.Client.Addr().AppendTo(out)
 		out = append(out, `",`...)
 	}
-	out = append(out, `"proto":"`...)
-	out = append(out, l.proto()...)
+	out = append(append(out, `"proto":"`...), l.proto()...)
+	out = appendString(append(out, `","method":"`...), l.Method)
+	out = appendString(append(out, `","host":"`...), l.Host)
+	out = appendString(appendString(append(out, `","uri":"`...), l.URI), l.Query)
 	out = append(out, '"')
-	out = appendField(out, "method", l.Method)
-	out = appendField(out, "host", l.Host)
-	out = append(out, `,"uri":"`...)
-	out = appendString(appendString(out, l.URI), l.Query)
-	out = append(out, '"')
-	if len(l.UserAgent) > 0 {
-		out = appendField(out, "user_agent", l.UserAgent)
-	}
-	if len(l.Referer) > 0 {
-		out = appendField(out, "referer", l.Referer)
-	}
+	out = appendField(out, `,"user_agent":"`, l.UserAgent)
+	out = appendField(out, `,"referer":"`, l.Referer)
 	if l.TLS {
-		out = append(out, `,"tls":{"resumed":`...)
-		out = strconv.AppendBool(out, l.TLSResumed)
-		out = appendNumber(out, "version", int64(l.TLSVersion))
-		out = appendNumber(out, "cipher_suite", int64(l.TLSCipher))
+		out = strconv.AppendBool(append(out, `,"tls":{"resumed":`...), l.TLSResumed)
+		out = appendNumber(out, `,"version":`, int64(l.TLSVersion))
+		out = appendNumber(out, `,"cipher_suite":`, int64(l.TLSCipher))
 		out = append(out, '}')
 	}
-	out = append(out, '}')
-	out = appendNumber(out, "bytes_read", l.BodyRead)
-	out = appendDuration(out, "duration", l.Duration)
-	out = appendNumber(out, "size", l.BodySize)
-	out = appendNumber(out, "status", int64(l.Status))
-	for _, f := range [...]struct{ key, value string }{
-		{"trace_id", l.Trace}, {"route", l.Route}, {"service", l.Service}, {"upstream", l.Upstream}, {"reason", l.Reason}, {"flag", l.Flag},
-	} {
-		if f.value != "" {
-			out = appendField(out, f.key, f.value)
-		}
-	}
-	if len(l.ID) > 0 {
-		out = appendField(out, "request_id", l.ID)
-	}
+	out = appendNumber(out, `},"bytes_read":`, l.BodyRead)
+	out = appendSeconds(append(out, `,"duration":`...), l.Duration, 6)
+	out = appendNumber(out, `,"size":`, l.BodySize)
+	out = appendNumber(out, `,"status":`, int64(l.Status))
+	out = appendField(out, `,"trace_id":"`, l.Trace)
+	out = appendField(out, `,"route":"`, l.Route)
+	out = appendField(out, `,"service":"`, l.Service)
+	out = appendField(out, `,"upstream":"`, l.Upstream)
+	out = appendField(out, `,"reason":"`, l.Reason)
+	out = appendField(out, `,"flag":"`, l.Flag)
+	out = appendField(out, `,"request_id":"`, l.ID)
 	if l.Attempts > 0 {
-		out = appendNumber(out, "attempts", int64(l.Attempts))
+		out = appendNumber(out, `,"attempts":`, int64(l.Attempts))
 	}
 	if l.UpstreamStatus != 0 {
-		out = appendNumber(out, "upstream_status", int64(l.UpstreamStatus))
-		out = appendDuration(out, "upstream_duration", l.UpstreamLatency)
-		out = appendDuration(out, "overhead", l.Duration-l.UpstreamLatency)
+		out = appendNumber(out, `,"upstream_status":`, int64(l.UpstreamStatus))
+		out = appendSeconds(append(out, `,"upstream_duration":`...), l.UpstreamLatency, 6)
+		out = appendSeconds(append(out, `,"overhead":`...), l.Duration-l.UpstreamLatency, 6)
 	}
-	out = appendNumber(out, "table_revision", l.TableRevision)
-	return append(out, '}')
+	return append(appendNumber(out, `,"table_revision":`, l.TableRevision), '}')
 }
 
-func appendKey(out []byte, key string) []byte {
-	out = append(out, ',', '"')
-	out = append(out, key...)
-	return append(out, '"', ':')
-}
-
-func appendField[T string | []byte](out []byte, key string, value T) []byte {
-	return append(appendString(append(appendKey(out, key), '"'), value), '"')
+// appendField writes a field of text, unless there is none; the key goes before it as it is.
+func appendField[T string | []byte](out []byte, key string, text T) []byte {
+	if len(text) == 0 {
+		return out
+	}
+	return append(appendString(append(out, key...), text), '"')
 }
 
 func appendNumber(out []byte, key string, n int64) []byte {
-	return strconv.AppendInt(appendKey(out, key), n, 10)
-}
-
-func appendDuration(out []byte, key string, d time.Duration) []byte {
-	return appendSeconds(appendKey(out, key), d, 6)
+	return strconv.AppendInt(append(out, key...), n, 10)
 }
 
 // asItIs says which bytes need nothing done to them in a JSON string.
