@@ -7,13 +7,12 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// Access is one line of the access log. The byte slices are copied by [AccessLog.Log].
+// Access is one line of the access log. The byte slices are read by [AccessLog.Log], and not kept.
 type Access struct {
 	Start time.Time
 	// Peer is who is connected, Client the client as a trusted proxy names it, perhaps without port. Either may be the zero value.
@@ -35,8 +34,9 @@ type Access struct {
 }
 
 const (
-	ringLines = 4096 // per shard, between two visits of the writer
-	flushEach = 50 * time.Millisecond
+	shardBytes = 2 << 20 // of lines per shard, between two visits of the writer, or one line more
+	nearBytes  = 4 << 10 // of which so many stay near the loop
+	flushEach  = 50 * time.Millisecond
 )
 
 // AccessOptions say what is logged, and how.
@@ -71,7 +71,7 @@ func (f *Filter) takes(l *Access) bool {
 	return false
 }
 
-// AccessLog writes access log lines away from the loops that produce them: a loop copies the line into its own ring, and
+// AccessLog writes access log lines away from the loops that produce them: a loop puts the line into its own buffer, and
 // one goroutine writes them out. When the log is slower than the traffic, lines are dropped and counted; a request never
 // waits. Use [NewAccessLog]; a nil *AccessLog logs nothing.
 type AccessLog struct {
@@ -80,22 +80,22 @@ type AccessLog struct {
 	shards  []*shard
 	dropped atomic.Uint64
 	wake    chan struct{}
-	// Of the goroutine that writes: lines, how many they are, and whether the last one that was written broke off.
-	out   []byte
-	lines int
-	torn  bool
+	torn    bool // the last line that was written broke off; of the goroutine that writes
 }
 
 // style is what a log was asked for last.
 type style struct {
 	AccessOptions
-	format format
+	format format // nil for json
 }
 
+// shard is what a loop has written and nobody has taken. Memory that one core writes and another reads is dear to both, so lines are
+// made in a small buffer that the loop alone uses, over and over, and go on from there many at a time.
 type shard struct {
-	mu   sync.Mutex // held for a copy or a swap, never across I/O
-	fill *batch
-	idle *batch
+	mu        sync.Mutex // held for a line or a swap, never across I/O
+	near, far []byte
+	spare     []byte // that the writer is done with
+	line      Access // the last one of a template, whose functions would make every caller allocate its own
 }
 
 // NewAccessLog makes a log for a number of loops. It writes to out from one goroutine; a [File] can be opened anew. An error is
@@ -103,7 +103,7 @@ type shard struct {
 func NewAccessLog(out io.Writer, loops int, o AccessOptions) (*AccessLog, error) {
 	a := &AccessLog{to: out, wake: make(chan struct{}, 1)}
 	for range max(loops, 1) {
-		a.shards = append(a.shards, &shard{fill: &batch{}, idle: &batch{}})
+		a.shards = append(a.shards, &shard{})
 	}
 	return a, a.Set(o)
 }
@@ -140,7 +140,7 @@ func (a *AccessLog) Dropped() uint64 {
 	return a.dropped.Load()
 }
 
-// Log copies a line for writing, or drops it.
+// Log takes a line for writing, or drops it. What nobody is to know is taken out of the line itself.
 func (a *AccessLog) Log(loop int, line *Access) {
 	if a == nil {
 		return
@@ -149,16 +149,26 @@ func (a *AccessLog) Log(loop int, line *Access) {
 	if line.Reason == "" && o.Sample < 1 && !o.Filter.takes(line) && rand.Float64() >= o.Sample {
 		return
 	}
+	line.Query, line.Referer = o.Redact.Query(line.Query), o.Redact.Query(line.Referer)
 	s := a.shards[loop%len(a.shards)]
 	s.mu.Lock()
-	b := s.fill
-	if len(b.entries) == ringLines {
+	if len(s.far) >= shardBytes {
 		s.mu.Unlock()
 		a.dropped.Add(1)
 		return
 	}
-	b.add(line)
-	half := len(b.entries) == ringLines/2
+	if o.format == nil {
+		s.near = append(appendJSON(s.near, line), '\n')
+	} else {
+		s.line = *line
+		s.near = append(o.format(s.near, &s.line), '\n')
+	}
+	half := false
+	if len(s.near) >= nearBytes {
+		before := len(s.far)
+		s.move()
+		half = before < shardBytes/2 && len(s.far) >= shardBytes/2
+	}
 	s.mu.Unlock()
 	if half {
 		select {
@@ -166,6 +176,31 @@ func (a *AccessLog) Log(loop int, line *Access) {
 		default:
 		}
 	}
+}
+
+// move makes room near the loop.
+func (s *shard) move() {
+	s.far = append(s.far, s.near...)
+	if s.near = s.near[:0]; cap(s.near) > 4*nearBytes {
+		s.near = nil
+	}
+}
+
+// take returns all that there is.
+func (s *shard) take() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.move()
+	text := s.far
+	s.far, s.spare = s.spare, nil
+	return text
+}
+
+// give returns what take has returned.
+func (s *shard) give(text []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.spare = text[:0]
 }
 
 // Close closes the file of a log that is not run, if it goes to a [File].
@@ -200,49 +235,34 @@ func (a *AccessLog) Run(ctx context.Context) error {
 	return a.Close()
 }
 
-// writeFrom is how many bytes are written at a time, or a few more.
-const writeFrom = 64 << 10
-
 func (a *AccessLog) flush() {
-	style := a.style.Load()
 	for _, s := range a.shards {
-		s.mu.Lock()
-		b := s.fill
-		s.fill, s.idle = s.idle, nil
-		s.mu.Unlock()
-		for l := range b.all {
-			l.Query, l.Referer = style.Redact.Query(l.Query), style.Redact.Query(l.Referer)
-			a.out = append(style.format(a.out, l), '\n')
-			if a.lines++; len(a.out) >= writeFrom {
-				a.write()
-			}
+		text := s.take()
+		if len(text) > 0 {
+			a.write(text)
 		}
-		a.write()
-		b.empty()
-		s.mu.Lock()
-		s.idle = b
-		s.mu.Unlock()
+		s.give(text)
 	}
 }
 
-// write writes what is formatted. What cannot be written is lost and counted; a line that broke off, on a full disk, is ended before
-// the next one.
-func (a *AccessLog) write() {
-	if a.lines == 0 {
-		return
-	}
-	out, ends := a.out, a.lines
+// write writes lines. What cannot be written is lost and counted; a line that broke off, on a full disk, is ended before the next
+// one.
+func (a *AccessLog) write(text []byte) {
 	if a.torn {
-		out, ends = slices.Insert(out, 0, '\n'), ends+1
+		n, err := a.to.Write([]byte{'\n'})
+		a.torn = n == 0
+		if err != nil {
+			a.dropped.Add(uint64(bytes.Count(text, []byte{'\n'})))
+			return
+		}
 	}
-	n, err := a.to.Write(out)
+	n, err := a.to.Write(text)
 	if err != nil {
-		a.dropped.Add(uint64(min(a.lines, ends-bytes.Count(out[:n], []byte{'\n'}))))
+		a.dropped.Add(uint64(bytes.Count(text[n:], []byte{'\n'})))
 	}
 	if n > 0 {
-		a.torn = out[n-1] != '\n'
+		a.torn = text[n-1] != '\n'
 	}
-	a.out, a.lines = out[:0], 0
 }
 
 // CheckFormat says what is wrong with a format: json, common, combined, or a template with variables.
@@ -254,7 +274,7 @@ func CheckFormat(text string) error {
 func parseFormat(text string) (format, error) {
 	switch text {
 	case "", "json":
-		return appendJSON, nil
+		return nil, nil
 	case "common":
 		return parseTemplate(commonFormat)
 	case "combined":

@@ -26,7 +26,7 @@ const (
 // a line; what is not there is "-".
 var variables = map[string]format{
 	"remote_addr":            func(out []byte, l *Access) []byte { return appendAddr(out, l, "-") },
-	"remote_port":            func(out []byte, l *Access) []byte { return strconv.AppendUint(out, uint64(l.Client.Port()), 10) },
+	"remote_port":            func(out []byte, l *Access) []byte { return appendInt(out, int64(l.Client.Port())) },
 	"remote_user":            func(out []byte, _ *Access) []byte { return append(out, '-') },
 	"time_local":             func(out []byte, l *Access) []byte { return l.end().AppendFormat(out, "02/Jan/2006:15:04:05 -0700") },
 	"time_iso8601":           func(out []byte, l *Access) []byte { return l.end().AppendFormat(out, time.RFC3339) },
@@ -38,10 +38,10 @@ var variables = map[string]format{
 	"args":                   func(out []byte, l *Access) []byte { return appendText(out, trimMark(l.Query)) },
 	"host":                   func(out []byte, l *Access) []byte { return appendText(out, l.Host) },
 	"scheme":                 func(out []byte, l *Access) []byte { return append(out, l.scheme()...) },
-	"status":                 func(out []byte, l *Access) []byte { return strconv.AppendInt(out, int64(l.Status), 10) },
-	"body_bytes_sent":        func(out []byte, l *Access) []byte { return strconv.AppendInt(out, l.BodySize, 10) },
-	"bytes_sent":             func(out []byte, l *Access) []byte { return strconv.AppendInt(out, l.Size, 10) },
-	"request_length":         func(out []byte, l *Access) []byte { return strconv.AppendInt(out, l.BytesRead, 10) },
+	"status":                 func(out []byte, l *Access) []byte { return appendInt(out, int64(l.Status)) },
+	"body_bytes_sent":        func(out []byte, l *Access) []byte { return appendInt(out, l.BodySize) },
+	"bytes_sent":             func(out []byte, l *Access) []byte { return appendInt(out, l.Size) },
+	"request_length":         func(out []byte, l *Access) []byte { return appendInt(out, l.BytesRead) },
 	"request_time":           func(out []byte, l *Access) []byte { return appendSeconds(out, l.Duration, 3) },
 	"upstream_addr":          func(out []byte, l *Access) []byte { return appendText(out, []byte(l.Upstream)) },
 	"upstream_status":        appendUpstreamStatus,
@@ -55,8 +55,8 @@ var variables = map[string]format{
 	"route":                  func(out []byte, l *Access) []byte { return appendText(out, []byte(l.Route)) },
 	"reason":                 func(out []byte, l *Access) []byte { return appendText(out, []byte(l.Reason)) },
 	"flag":                   func(out []byte, l *Access) []byte { return appendText(out, []byte(l.Flag)) },
-	"attempts":               func(out []byte, l *Access) []byte { return strconv.AppendInt(out, int64(l.Attempts), 10) },
-	"table_revision":         func(out []byte, l *Access) []byte { return strconv.AppendInt(out, l.TableRevision, 10) },
+	"attempts":               func(out []byte, l *Access) []byte { return appendInt(out, int64(l.Attempts)) },
+	"table_revision":         func(out []byte, l *Access) []byte { return appendInt(out, l.TableRevision) },
 }
 
 // Variables are the names that templates know, sorted.
@@ -154,7 +154,7 @@ func appendUpstreamStatus(out []byte, l *Access) []byte {
 	if l.UpstreamStatus == 0 {
 		return append(out, '-')
 	}
-	return strconv.AppendInt(out, int64(l.UpstreamStatus), 10)
+	return appendInt(out, int64(l.UpstreamStatus))
 }
 
 func appendUpstreamTime(out []byte, l *Access) []byte {
@@ -171,7 +171,7 @@ func appendSeconds(out []byte, d time.Duration, digits int) []byte {
 	}
 	one := units[digits]
 	n := (uint64(d) + 5e8/one) / (1e9 / one)
-	return appendDigits(append(strconv.AppendUint(out, n/one, 10), '.'), n%one, digits)
+	return appendDigits(append(appendInt(out, int64(n/one)), '.'), n%one, digits)
 }
 
 // units is how many of its last digits a second has.
@@ -179,12 +179,26 @@ var units = [10]uint64{1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9}
 
 // appendDigits writes the last digits of n, leading zeros with them, nine at most.
 func appendDigits(out []byte, n uint64, digits int) []byte {
-	out = append(out, "000000000"[:digits]...)
-	for i := len(out) - 1; n > 0; i-- {
-		out[i] += byte(n % 10)
+	end := len(out) + digits
+	out = append(out, "000000000"...)[:end]
+	for n > 0 {
+		end--
+		out[end] += byte(n % 10)
 		n /= 10
 	}
 	return out
+}
+
+// appendInt writes what strconv.AppendInt does, in place.
+func appendInt(out []byte, n int64) []byte {
+	if n < 0 || n >= 1e9 {
+		return strconv.AppendInt(out, n, 10)
+	}
+	digits := 1
+	for uint64(n) >= units[digits] {
+		digits++
+	}
+	return appendDigits(out, uint64(n), digits)
 }
 
 func trimMark(query []byte) []byte {
@@ -215,7 +229,7 @@ func appendText(out, text []byte) []byte {
 func appendJSON(out []byte, l *Access) []byte {
 	end := l.end()
 	out = append(out, `{"level":"info","ts":`...)
-	out = strconv.AppendInt(out, end.Unix(), 10)
+	out = appendInt(out, end.Unix())
 	out = appendDigits(append(out, '.'), uint64(end.Nanosecond()/1000), 6)
 	out = append(out, `,"logger":"http.log.access","msg":"handled request","request":{`...)
 	peer := l.Peer
@@ -226,7 +240,7 @@ func appendJSON(out []byte, l *Access) []byte {
 		out = append(out, `"remote_ip":"`...)
 		out = peer.Addr().AppendTo(out)
 		out = append(out, `","remote_port":"`...)
-		out = strconv.AppendUint(out, uint64(peer.Port()), 10)
+		out = appendInt(out, int64(peer.Port()))
 		out = append(out, `",`...)
 	}
 	if l.Client.IsValid() {
@@ -277,9 +291,7 @@ func appendField[T string | []byte](out []byte, key string, text T) []byte {
 	return append(appendString(append(out, key...), text), '"')
 }
 
-func appendNumber(out []byte, key string, n int64) []byte {
-	return strconv.AppendInt(append(out, key...), n, 10)
-}
+func appendNumber(out []byte, key string, n int64) []byte { return appendInt(append(out, key...), n) }
 
 // asItIs says which bytes need nothing done to them in a JSON string.
 var asItIs = func() (is [256]bool) {

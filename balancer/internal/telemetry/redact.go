@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"bytes"
+	"slices"
 	"sync/atomic"
 )
 
@@ -44,12 +45,15 @@ func (r *Redactor) named(name []byte) bool {
 }
 
 // names are [plain]: those that are found anywhere, and those that are words.
-type names struct{ long, short [][]byte }
+type names struct {
+	long, short [][]byte
+	begins      [256]bool // a long one begins so
+}
 
 func newNames(list []string) (n names) {
 	for _, name := range list {
 		if known := plain(nil, []byte(name)); len(known) > 4 {
-			n.long = append(n.long, known)
+			n.long, n.begins[known[0]] = append(n.long, known), true
 		} else if len(known) > 0 {
 			n.short = append(n.short, known)
 		}
@@ -104,8 +108,8 @@ func secretValue(pair []byte, named func(name []byte) bool) int {
 func (n *names) has(name []byte) bool {
 	var short [64]byte // what is longer is allocated
 	name = plain(short[:0], name)
-	for _, known := range n.long {
-		if bytes.Contains(name, known) {
+	for i, c := range name {
+		if n.begins[c] && slices.ContainsFunc(n.long, func(known []byte) bool { return bytes.HasPrefix(name[i:], known) }) {
 			return true
 		}
 	}
