@@ -22,6 +22,7 @@ import (
 	cdplog "github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/rota-lb/rota/internal/etcdtest"
@@ -348,9 +349,13 @@ func TestDashboardLarge(t *testing.T) {
 	}
 	b.do(chromedp.Navigate("http://" + admin + "/#/services/many"))
 	b.until("asks for a token")
+	b.do(chromedp.KeyEvent(kb.Escape))
+	b.until("Nothing is shown without a token")
+	b.click("Give it…")
+	b.until("asks for a token")
 	b.do(chromedp.SendKeys(`input[type="password"]`, "wrong", chromedp.ByQuery))
 	b.click("Show")
-	b.until("asks for a token")
+	b.until("That was not the token")
 	b.do(chromedp.SetValue(`input[type="password"]`, token, chromedp.ByQuery))
 	b.click("Show")
 	b.until("5000 of 5000")

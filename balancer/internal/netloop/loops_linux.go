@@ -21,6 +21,11 @@ import (
 
 const haveEpoll = true
 
+const (
+	quietAfter = 10                   // waits without an event
+	stayEach   = 4 * time.Millisecond // less than half of what the runtime grants
+)
+
 // loops is the engine of epoll loops.
 type loops struct {
 	Options
@@ -201,7 +206,7 @@ func (s *listener) release() {
 	}
 }
 
-// loop is one event loop. Only the fields marked shared may be touched from outside its thread.
+// loop is one event loop. Only the fields marked shared may be touched from outside its goroutine and coroutines.
 type loop struct {
 	engine *loops
 	index  int
@@ -211,6 +216,7 @@ type loop struct {
 	now    time.Time
 	tick   int64 // nanoseconds since start at the last wake, never zero
 	swept  int64
+	stayed int64
 
 	conns     []*conn // by descriptor
 	listeners []*accepting
@@ -225,7 +231,7 @@ type loop struct {
 	buffers  spares[[]byte]
 	usage    Usage
 	stopping bool
-	idle     bool // nothing has happened for a tick
+	quiet    int // waits in a row in which nothing has happened
 
 	clients atomic.Int64 // shared: open client connections, those on their way to this loop included
 	serving atomic.Int64 // shared: of those, being served
@@ -302,8 +308,6 @@ func (l *loop) takePosted() {
 // run is the loop. Each round marks what the kernel reports on the connections, then resumes the coroutines that can go
 // on. Nothing is closed while events are being marked, so an event never meets another connection under the same number.
 func (l *loop) run() {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	defer l.shutdown()
 	events := make([]unix.EpollEvent, 256)
 	for !l.stopping {
@@ -332,31 +336,33 @@ func (l *loop) run() {
 		if lag := int64(time.Since(l.now)); lag > l.lag.Load() {
 			l.lag.Store(lag)
 		}
+		l.stay()
 	}
 }
 
-// wait waits for events: for eight milliseconds, and only when there are none until then until something happens. The first
-// is a raw call, without the runtime's bookkeeping and without giving this loop's P away: under load that happens
-// thousands of times a second, and each time the runtime's monitor would come to take the P, which costs several percent
-// of all CPU. The collector does not have to wait for it: it preempts by a signal, which ends the call. The second goes
-// through the runtime, which then can use the P for others. A loop that only the tick wakes does without the first.
+// wait waits for events, for a tick at most. It is a raw call, without the runtime's bookkeeping and without giving this loop's P
+// away: under load that happens thousands of times a second, and each time the runtime's monitor would come to take the P, and look
+// every few microseconds whether there is another one to take. The collector does not have to wait for it: it preempts by
+// a signal, which ends the call. Once nothing has happened for a while, the wait goes through the runtime, which then can sleep.
 //
-// The time is shorter than what the monitor lets a P be busy (10 ms), and longer than the tick of most kernels: a timer
-// that is the next one to expire is written to the hardware when it is set, and in a virtual machine that leaves the guest.
-// With one millisecond it cost more than the rest of a wait.
+// A tick is longer than that of most kernels: a timer that is the next one to expire is written to the hardware when it is set, and
+// in a virtual machine that leaves the guest. With one millisecond it cost more than the rest of a wait.
 func (l *loop) wait(events []unix.EpollEvent) int {
-	if later := len(l.later) > 0; later || !l.idle {
-		milliseconds := uintptr(8)
+	later := len(l.later) > 0
+	if later || l.quiet < quietAfter {
+		milliseconds := uintptr(Tick / time.Millisecond)
 		if later {
 			milliseconds = 0
 		}
 		n, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), milliseconds, 0, 0)
-		switch {
-		case e != 0:
-			return 0 // EINTR
-		case n > 0 || later:
+		if e == 0 && n > 0 {
+			l.quiet = 0
 			return int(n)
 		}
+		if !later {
+			l.quiet++
+		}
+		return 0 // and so after EINTR
 	}
 	timeout := -1
 	if len(l.conns) > 0 || len(l.listeners) > 0 {
@@ -366,9 +372,24 @@ func (l *loop) wait(events []unix.EpollEvent) int {
 	if err != nil {
 		return 0 // EINTR
 	}
-	l.idle = n == 0
+	if n > 0 {
+		l.quiet = 0
+	}
 	return n
 }
+
+// stay tells the runtime that this loop is not a computation without end. Whatever runs for 10 ms without a word is taken for one, and
+// moved to another thread: for a loop, a stall of some hundred microseconds. goyield lets what waits for this P go
+// first, and comes back without waking a thread that would look for work, as [runtime.Gosched] does, and find this loop.
+func (l *loop) stay() {
+	if l.tick-l.stayed >= int64(stayEach) {
+		l.stayed = l.tick
+		goyield()
+	}
+}
+
+//go:linkname goyield runtime.goyield
+func goyield()
 
 // nextRound makes those ready who let others go first.
 func (l *loop) nextRound() {

@@ -1,5 +1,5 @@
 // The dashboard: pages by hash, one loop that asks, and a stream of events.
-import { follow, get, NeedToken, setToken, type Event, type Stats, type Status } from "./api";
+import { follow, get, hasToken, NeedToken, setToken, type Event, type Stats, type Status } from "./api";
 import { el, fill } from "./dom";
 import { ConfigPage, Events, RoutesPage } from "./others";
 import { Overview } from "./overview";
@@ -140,11 +140,13 @@ async function look(): Promise<void> {
 }
 document.addEventListener("visibilitychange", () => { if (!document.hidden) void look(); });
 
-// askToken asks for the token of the API. It is kept as long as the tab is open.
+// askToken asks for the token of the API. It is kept as long as the tab is open. Who closes the dialog can come back to it.
 function askToken(): void {
   if (document.querySelector("dialog.token")) return;
+  banners.dataset.text = "token";
+  fill(banners, banner("warn", "Nothing is shown without a token.", el("button", { type: "button", onclick: askToken }, "Give it…")));
   const input = el("input", { type: "password", "aria-label": "Token", autocomplete: "off", class: "wide" });
-  const box = dialog("This daemon asks for a token", el("form", { onsubmit: (e: SubmitEvent) => {
+  const box = dialog(hasToken() ? "That was not the token" : "This daemon asks for a token", el("form", { onsubmit: (e: SubmitEvent) => {
     e.preventDefault();
     setToken(input.value.trim());
     box.close();
