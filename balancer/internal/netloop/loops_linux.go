@@ -51,12 +51,23 @@ func newLoops(o Options) (Engine, error) {
 
 func (e *loops) Name() string { return Loops }
 
-// Run raises GOMAXPROCS above the number of loops by two: a loop that waits in epoll gives its P away, and with too few
-// of them the runtime keeps taking it back, which costs a third of the throughput.
+// running counts the loops of all engines of this process.
+var running struct {
+	sync.Mutex
+	loops int
+}
+
+// Run raises GOMAXPROCS above the number of loops by two: a loop keeps its P while it waits, and there have to be some for the rest.
 func (e *loops) Run(ctx context.Context) error {
-	if want := len(e.all) + 2; runtime.GOMAXPROCS(0) < want {
-		runtime.GOMAXPROCS(want)
+	count := func(n int) {
+		running.Lock()
+		defer running.Unlock()
+		if running.loops += n; runtime.GOMAXPROCS(0) < running.loops+2 {
+			runtime.GOMAXPROCS(running.loops + 2)
+		}
 	}
+	count(len(e.all))
+	defer count(-len(e.all))
 	var wg sync.WaitGroup
 	for _, l := range e.all {
 		wg.Go(l.run)
