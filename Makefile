@@ -6,11 +6,12 @@ FUZZTIME ?= 60s
 PGO      ?= $(CURDIR)/cmd/rota/default.pgo
 # Overridable: make test TESTFLAGS='-run Conformance'
 TESTFLAGS ?=
-NORACE    = ./balancer/internal/netloop ./balancer/internal/proxy
+# The packages that take longest come first, so that the others run beside them; but for registry/etcd, whose time is etcd's.
+PACKAGES  = ./cmd/rota ./balancer/internal/proxy ./balancer ./...
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race norace bench bench-discovery bench-smoke pgo soak chaos fuzz lint deb dashboard dev licenses clean
+.PHONY: help build test race bench bench-discovery bench-smoke pgo soak chaos fuzz lint deb dashboard dev licenses clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,16 +20,12 @@ build: ## Build bin/rota, static
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/rota ./cmd/rota
 
 # Every test of connections runs on both engines by itself. The race detector changes timing and allocation: the tests that need
-# their own speed skip themselves, or do less, under it, and run again without ("make norace" runs all tests of their packages).
-# The packages that take longest come first, so that the others run beside them; but for registry/etcd, whose time is etcd's. "make lint" vets.
-test: bin/etcdutl race ## Run all tests with the race detector, and those that it changes again without
-	$(GO) test -vet=off $(TESTFLAGS) -run '^Test(NoAllocations|LongTunnel|PathMatrix)$$' $(NORACE)
+# their own speed skip themselves, or do less, under it, so both targets count. "make lint" vets.
+test: bin/etcdutl ## Run all tests
+	$(GO) test -vet=off $(TESTFLAGS) $(PACKAGES)
 
-race: ## Run all tests with the race detector, on both engines
-	$(GO) test -race -vet=off $(TESTFLAGS) ./cmd/rota ./balancer/internal/proxy ./balancer ./...
-
-norace: ## Run the tests of the engines and of the proxy without the race detector
-	$(GO) test -vet=off $(TESTFLAGS) $(NORACE)
+race: bin/etcdutl ## Run all tests with the race detector
+	$(GO) test -race -vet=off $(TESTFLAGS) $(PACKAGES)
 
 bench: ## Measure beside nginx, HAProxy and a byte copier (needs nginx, haproxy, wrk, strace, a C compiler)
 	$(GO) run ./bench
