@@ -78,7 +78,7 @@ func (s *typist) run(line string) string {
 }
 
 var (
-	differs = regexp.MustCompile(`[0-9][0-9.:]*m?s?`) // ports, times, counts
+	differs = regexp.MustCompile(`[0-9](?:[0-9:]|\\?\.)*m?s?`) // ports, times, counts; 2.64ms may be 870µs
 	blank   = regexp.MustCompile(`\\? +`)
 )
 
