@@ -14,17 +14,11 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
 const haveEpoll = true
-
-const (
-	quietAfter = 10                   // waits without an event
-	stayEach   = 4 * time.Millisecond // less than half of what the runtime grants
-)
 
 // loops is the engine of epoll loops.
 type loops struct {
@@ -350,57 +344,6 @@ func (l *loop) run() {
 		l.stay()
 	}
 }
-
-// wait waits for events, for a tick at most. It is a raw call, without the runtime's bookkeeping and without giving this loop's P
-// away: under load that happens thousands of times a second, and each time the runtime's monitor would come to take the P, and look
-// every few microseconds whether there is another one to take. The collector does not have to wait for it: it preempts by
-// a signal, which ends the call. Once nothing has happened for a while, the wait goes through the runtime, which then can sleep.
-//
-// A tick is longer than that of most kernels: a timer that is the next one to expire is written to the hardware when it is set, and
-// in a virtual machine that leaves the guest. With one millisecond it cost more than the rest of a wait.
-func (l *loop) wait(events []unix.EpollEvent) int {
-	later := len(l.later) > 0
-	if later || l.quiet < quietAfter {
-		milliseconds := uintptr(Tick / time.Millisecond)
-		if later {
-			milliseconds = 0
-		}
-		n, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), milliseconds, 0, 0)
-		if e == 0 && n > 0 {
-			l.quiet = 0
-			return int(n)
-		}
-		if !later {
-			l.quiet++
-		}
-		return 0 // and so after EINTR
-	}
-	timeout := -1
-	if len(l.conns) > 0 || len(l.listeners) > 0 {
-		timeout = int(Tick / time.Millisecond)
-	}
-	n, err := unix.EpollWait(l.ep, events, timeout)
-	if err != nil {
-		return 0 // EINTR
-	}
-	if n > 0 {
-		l.quiet = 0
-	}
-	return n
-}
-
-// stay tells the runtime that this loop is not a computation without end. Whatever runs for 10 ms without a word is taken for one, and
-// moved to another thread: for a loop, a stall of some hundred microseconds. goyield lets what waits for this P go
-// first, and comes back without waking a thread that would look for work, as [runtime.Gosched] does, and find this loop.
-func (l *loop) stay() {
-	if l.tick-l.stayed >= int64(stayEach) {
-		l.stayed = l.tick
-		goyield()
-	}
-}
-
-//go:linkname goyield runtime.goyield
-func goyield()
 
 // nextRound makes those ready who let others go first.
 func (l *loop) nextRound() {
