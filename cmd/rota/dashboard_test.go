@@ -22,6 +22,7 @@ import (
 	cdplog "github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/rota-lb/rota/internal/etcdtest"
@@ -347,6 +348,13 @@ func TestDashboardLarge(t *testing.T) {
 		resp.Body.Close()
 	}
 	b.do(chromedp.Navigate("http://" + admin + "/#/services/many"))
+	b.until("asks for a token")
+	until(t, "the dialog is closed", func() bool { // a look that was under way may have opened it once more
+		b.do(chromedp.KeyEvent(kb.Escape))
+		return b.eval(`document.querySelector("dialog") === null`) == true
+	})
+	b.until("Nothing is shown without a token")
+	b.click("Give it…")
 	b.until("asks for a token")
 	b.do(chromedp.SendKeys(`input[type="password"]`, "wrong", chromedp.ByQuery))
 	b.click("Show")
