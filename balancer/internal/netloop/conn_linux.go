@@ -270,6 +270,7 @@ func (c *conn) Write(b []byte) (int, error) { return c.send(b, unix.MSG_NOSIGNAL
 
 func (c *conn) send(b []byte, flags int) (int, error) {
 	done := 0
+	c.loop.beforeSend()
 	for {
 		if c.fd < 0 {
 			return done, net.ErrClosed

@@ -232,6 +232,8 @@ type loop struct {
 	ready    []*coro // to be resumed in this round
 	later    []*coro // to be resumed in the next one
 	running  *coro
+	gather   bool    // who wants to send waits for others
+	senders  []*coro // those that wait
 	coros    spares[*coro]
 	buffers  spares[[]byte]
 	usage    Usage
@@ -354,17 +356,47 @@ func (l *loop) nextRound() {
 	l.later = l.later[:0]
 }
 
-// resume runs the ready coroutines until none is left.
+// together is how many coroutines send one after the other, if there are as many.
+const together = 16
+
+// resume runs the ready coroutines until none is left. Who wants to send waits until the others of the round want to as well: a peer
+// then is woken once for several messages, and the kernel does the same thing several times in a row.
 func (l *loop) resume() {
 	for i := 0; i < len(l.ready); i++ {
-		co := l.ready[i]
-		co.queued, co.moved = false, 0
-		l.running = co
-		co.next()
+		l.gather = i+1 < len(l.ready)
+		l.enter(l.ready[i])
+		if i+1 < len(l.ready) && len(l.senders) < together {
+			continue
+		}
+		l.gather = false
+		for _, co := range l.senders {
+			l.enter(co)
+		}
+		clear(l.senders)
+		l.senders = l.senders[:0]
 	}
 	l.running = nil
 	clear(l.ready)
 	l.ready = l.ready[:0]
+}
+
+// enter runs a coroutine until it parks or has done its job.
+func (l *loop) enter(co *coro) {
+	co.queued, co.moved = false, 0
+	l.running = co
+	co.next()
+}
+
+// beforeSend parks the running coroutine while there are others to wait for. It counts as woken already: what else would wake it has
+// left its trace in the connection.
+func (l *loop) beforeSend() {
+	if !l.gather {
+		return
+	}
+	co := l.running
+	co.queued = true
+	l.senders = append(l.senders, co)
+	l.park()
 }
 
 // shutdown closes everything and lets every coroutine come to its end: each wait now fails at once.
