@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"sort"
 	"syscall"
 	"time"
 	"unsafe"
@@ -348,6 +350,13 @@ func (c *conn) forget() {
 	}
 }
 
+// unread reports whether there is something to read, be it the end.
+func (c *conn) unread() bool {
+	var b [1]byte
+	_, _, err := unix.Recvfrom(c.fd, b[:], unix.MSG_PEEK)
+	return err != unix.EAGAIN
+}
+
 // CloseWrite implements [Conn].
 func (c *conn) CloseWrite() error {
 	if c.fd < 0 {
@@ -545,7 +554,7 @@ func (l *loop) dial(domain int, sa unix.Sockaddr, timeout time.Duration) (*conn,
 	return c, nil
 }
 
-// parked are the idle connections under one key, the youngest last.
+// parked are the idle connections under one key, in the order of parking.
 type parked struct{ conns []*conn }
 
 func (p *parked) remove(c *conn) {
@@ -564,9 +573,7 @@ func (l *loop) Park(key any, other Conn, ttl time.Duration) {
 		return
 	}
 	if c.readable && !c.hangup { // a splice does not find out that it has taken all
-		var b [1]byte
-		_, _, err := unix.Recvfrom(c.fd, b[:], unix.MSG_PEEK)
-		c.readable = err != unix.EAGAIN
+		c.readable = c.unread()
 	}
 	if c.readable || c.hangup || l.stopping || ttl <= 0 || c.layer != nil && c.layer.Pending() {
 		other.Close()
@@ -583,14 +590,30 @@ func (l *loop) Park(key any, other Conn, ttl time.Duration) {
 	c.parkedAt, c.idleUntil = l.tick, l.tick+int64(ttl)
 }
 
-// Reuse implements [Loop].
+// Reuse implements [Loop]. Of a connection parked before the kernel was last asked, it is known that nothing came on it while it was
+// idle; such a one is preferred. What may wait on another one must not be taken for an answer to whoever gets it.
 func (l *loop) Reuse(key any) Conn {
 	p := l.parked[key]
-	if p == nil || len(p.conns) == 0 {
+	if p == nil {
 		return nil
 	}
-	c := p.conns[len(p.conns)-1]
-	p.conns = p.conns[:len(p.conns)-1]
+	asked := sort.Search(len(p.conns), func(i int) bool { return p.conns[i].parkedAt >= l.asked })
+	if asked > 0 {
+		return l.unpark(p, asked-1)
+	}
+	for last := len(p.conns) - 1; last >= 0; last-- {
+		if c := p.conns[last]; c.unread() {
+			c.close()
+			continue
+		}
+		return l.unpark(p, last)
+	}
+	return nil
+}
+
+func (l *loop) unpark(p *parked, i int) Conn {
+	c := p.conns[i]
+	p.conns = slices.Delete(p.conns, i, i+1)
 	c.parkKey, c.idleUntil = nil, 0
 	return c.top()
 }

@@ -220,6 +220,7 @@ type loop struct {
 	start  time.Time
 	now    time.Time
 	tick   int64 // nanoseconds since start at the last wake, never zero
+	asked  int64 // tick of the last wake that reported all there was
 	swept  int64
 	stayed int64
 
@@ -321,6 +322,9 @@ func (l *loop) run() {
 		n := l.wait(events)
 		l.now = time.Now()
 		l.tick = max(1, int64(l.now.Sub(l.start)))
+		if n < len(events) {
+			l.asked = l.tick
+		}
 		wake := false
 		for i := range events[:n] {
 			if fd := int(events[i].Fd); fd == l.wakeFD {

@@ -139,7 +139,8 @@ type Loop interface {
 	// Park keeps an open connection for [Loop.Reuse] under key for at most ttl. If the peer sends anything or closes
 	// meanwhile, the connection is closed.
 	Park(key any, c Conn, ttl time.Duration)
-	// Reuse takes the connection parked last under key, or nil.
+	// Reuse takes a connection parked under key, of late rather than long ago, or returns nil. Nothing had come on it when the kernel was
+	// last asked, which was after it was parked.
 	Reuse(key any) Conn
 	// Post has fn run on this loop, soon. It may be called from anywhere; when the loop has ended, it does nothing.
 	Post(fn func())

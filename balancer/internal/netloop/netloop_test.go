@@ -415,6 +415,79 @@ func TestParkAndReuse(t *testing.T) {
 	})
 }
 
+// What comes on a connection right after it was parked is not taken for an answer to who reuses it before any event was looked at, and
+// one of which it is known that nothing came is preferred to that.
+func TestReuseUnread(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		up, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer up.Close()
+		upstream := netip.MustParseAddrPort(up.Addr().String())
+		parked, spoken := make(chan struct{}), make(chan struct{})
+		said := make(chan string, 1)
+		r := start(t, Options{Engine: engine, Loops: 1}, func(c Conn) time.Duration {
+			var b [1]byte
+			if _, err := c.Read(b[:]); err != nil {
+				return 0
+			}
+			l := c.Loop()
+			u, err := l.Dial(upstream, time.Second)
+			if err != nil {
+				t.Error(err)
+				return 0
+			}
+			l.Park("key", u, time.Minute)
+			if b[0] == 'q' {
+				c.Write(b[:])
+				return time.Minute
+			}
+			parked <- struct{}{}
+			<-spoken // which holds up the loop
+			switch got := l.Reuse("key"); got {
+			case nil:
+				said <- "none"
+			case u:
+				said <- "the poisoned one"
+				got.Close()
+			default:
+				said <- "the other one"
+				got.Close()
+			}
+			c.Write(b[:])
+			return time.Minute
+		})
+		c := r.dial()
+		poison := func() {
+			io.WriteString(c, "p")
+			u, err := up.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { u.Close() })
+			<-parked
+			io.WriteString(u, "poison")
+			spoken <- struct{}{}
+			io.ReadFull(c, make([]byte, 1))
+		}
+		poison()
+		if got := <-said; got != "none" {
+			t.Errorf("got %s", got)
+		}
+		say(t, c, "q")
+		u, err := up.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer u.Close()
+		poison()
+		if got := <-said; got != "the other one" {
+			t.Errorf("got %s", got)
+		}
+	})
+}
+
 func expectClosedOrReset(t *testing.T, c net.Conn) {
 	t.Helper()
 	c.SetReadDeadline(time.Now().Add(5 * time.Second))

@@ -937,14 +937,15 @@ func TestClosingWhileSending(t *testing.T) {
 	}
 }
 
-// A kept connection that ends between the look at it and the request: the proof that nobody has got that is what decides.
+// A kept connection that ends just before the request is sent. What it shows when it is looked at is heeded; where it ends after that, the
+// proof that nobody has got the request is what decides. Loops look, and then let others go first.
 func TestUnsent(t *testing.T) {
 	t.Parallel()
 	const rounds = 8
 	type want struct {
 		status int
 		done   int // how often the instance gets the whole request
-		again  int // attempts on the loops engine, which does not look once more
+		again  int // attempts where it ends after the look
 	}
 	for _, u := range []struct {
 		id   string
@@ -958,76 +959,118 @@ func TestUnsent(t *testing.T) {
 		{"closed when it was read", func(c *net.TCPConn, r *bufio.Reader) {}, func(c *net.TCPConn, r *bufio.Reader) { c.Close() }, want{502, 1, 1}},
 		{"reset when it was read", func(c *net.TCPConn, r *bufio.Reader) {}, func(c *net.TCPConn, r *bufio.Reader) { c.SetLinger(0); c.Close() }, want{502, 1, 1}},
 	} {
-		t.Run(u.id, func(t *testing.T) {
-			t.Parallel()
+		// start makes a proxy whose instance ends the connection of "/first" when it is told to, and how often it got a target.
+		start := func(t *testing.T, engine string, done func(rec *Record, end func())) (r *rig, end func(), got func(target string) int) {
+			answered, ended, stop := make(chan struct{}), make(chan struct{}), make(chan struct{})
+			var mu sync.Mutex
+			times := map[string]int{}
+			up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+				for {
+					head := readHead(r)
+					if head == "" {
+						return
+					}
+					target := strings.Fields(head)[1]
+					if _, err := r.Discard(2); err != nil {
+						return
+					}
+					mu.Lock()
+					times[target]++
+					again := times[target] > 1
+					mu.Unlock()
+					if u.gets != nil && strings.HasPrefix(target, "/second") && !again {
+						u.gets(c.(*net.TCPConn), r)
+						return
+					}
+					if _, err := io.WriteString(c, own(target)); err != nil {
+						return
+					}
+					if strings.HasPrefix(target, "/first") {
+						select {
+						case <-answered:
+						case <-stop:
+							return
+						}
+						u.ends(c.(*net.TCPConn), r)
+						ended <- struct{}{}
+					}
+				}
+			})
+			t.Cleanup(func() { close(stop) })
+			end = func() { answered <- struct{}{}; <-ended }
+			got = func(target string) int {
+				mu.Lock()
+				defer mu.Unlock()
+				return times[target]
+			}
+			return startWith(t, engine, Settings{}, func(r *rig) {
+				r.done, r.loops = func(rec *Record) { done(rec, end) }, 1
+			}, up.address), end, got
+		}
+		post := func(target string, i int) string {
+			return fmt.Sprintf("POST /%s/%d HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi", target, i)
+		}
+		answered := func(t *testing.T, c *client, i int) {
+			t.Helper()
+			resp, body := c.answer("POST")
+			if resp.StatusCode != u.want.status || resp.StatusCode == 200 && body != fmt.Sprintf("own /second/%d", i) {
+				t.Fatalf("round %d: answered with %d %q", i, resp.StatusCode, body)
+			}
+		}
+		t.Run(u.id+" before the look", func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
 				t.Parallel()
-				answered, ended := make(chan struct{}), make(chan struct{})
-				stop := make(chan struct{})
-				var mu sync.Mutex
-				done := map[string]int{}
-				up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
-					for {
-						head := readHead(r)
-						if head == "" {
-							return
-						}
-						target := strings.Fields(head)[1]
-						if _, err := r.Discard(2); err != nil {
-							return
-						}
-						mu.Lock()
-						done[target]++
-						again := done[target] > 1
-						mu.Unlock()
-						if u.gets != nil && strings.HasPrefix(target, "/second") && !again {
-							u.gets(c.(*net.TCPConn), r)
-							return
-						}
-						if _, err := io.WriteString(c, own(target)); err != nil {
-							return
-						}
-						if strings.HasPrefix(target, "/first") {
-							select {
-							case <-answered:
-							case <-stop:
-								return
-							}
-							u.ends(c.(*net.TCPConn), r)
-							ended <- struct{}{}
-						}
+				r, _, got := start(t, engine, func(rec *Record, end func()) { // the answer to the first is relayed; the second is held already
+					if strings.HasPrefix(string(rec.Path), "/first") {
+						end()
 					}
 				})
-				t.Cleanup(func() { close(stop) })
-				r := startWith(t, engine, Settings{}, func(r *rig) {
-					r.done = func(rec *Record) { // the answer to the first is relayed; the second is held already
-						if strings.HasPrefix(string(rec.Path), "/first") {
-							answered <- struct{}{}
-							<-ended
-						}
-					}
-				}, up.address)
 				for i := range rounds {
 					c := r.dial()
-					post := "POST /%s/%d HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
-					c.send(fmt.Sprintf(post+post, "first", i, "second", i))
+					c.send(post("first", i) + post("second", i))
 					if resp, body := c.answer("POST"); resp.StatusCode != 200 || body != fmt.Sprintf("own /first/%d", i) {
 						t.Fatalf("round %d: the first was answered with %d %q", i, resp.StatusCode, body)
 					}
-					resp, body := c.answer("POST")
-					if resp.StatusCode != u.want.status || resp.StatusCode == 200 && body != fmt.Sprintf("own /second/%d", i) {
-						t.Fatalf("round %d: the second was answered with %d %q", i, resp.StatusCode, body)
-					}
+					answered(t, c, i)
 					rec := r.wait(2*i + 2)[2*i+1]
-					mu.Lock()
-					n := done[fmt.Sprintf("/second/%d", i)]
-					mu.Unlock()
-					if n != u.want.done || engine == netloop.Loops && rec.Attempts != u.want.again {
+					if n := got(fmt.Sprintf("/second/%d", i)); n != u.want.done || rec.Attempts != 1 {
 						t.Fatalf("round %d: done %d times after %d attempts", i, n, rec.Attempts)
 					}
 					c.Close()
 				}
 			})
+		})
+		t.Run(u.id+" after the look", func(t *testing.T) {
+			t.Parallel()
+			held, proceed := make(chan struct{}), make(chan struct{})
+			r, end, got := start(t, netloop.Loops, func(rec *Record, _ func()) { // a request nobody understands is answered at once
+				if rec.Status == 400 {
+					held <- struct{}{}
+					<-proceed
+				}
+			})
+			for i := range rounds {
+				c, second, first := r.dial(), r.dial(), r.dial() // and accepted in this order
+				c.send(post("first", i))
+				c.answer("POST")
+				first.send("nonsense\r\n\r\n")
+				<-held
+				// One round finds these two: the one waits for the other before it sends, and has looked by then.
+				c.send(post("second", i))
+				second.send("nonsense\r\n\r\n")
+				proceed <- struct{}{}
+				<-held
+				end()
+				proceed <- struct{}{}
+				answered(t, c, i)
+				rec := r.wait(4*i + 4)[4*i+3]
+				if n := got(fmt.Sprintf("/second/%d", i)); n != u.want.done || rec.Attempts != u.want.again {
+					t.Fatalf("round %d: done %d times after %d attempts, %s", i, n, rec.Attempts, rec.Path)
+				}
+				for _, c := range []*client{c, first, second} {
+					c.Close()
+				}
+			}
 		})
 	}
 }

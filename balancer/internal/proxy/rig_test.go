@@ -3,6 +3,7 @@ package proxy
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -56,6 +57,7 @@ type rig struct {
 	mirror    string            // address of the one instance of the service "copies"
 	firstByte time.Duration     // how long a new connection may stay silent; zero is the engine's default
 	sockets   int               // that may be open; zero is no bound
+	loops     int               // zero is two
 
 	mu      sync.Mutex
 	records []Record
@@ -109,7 +111,7 @@ func startWith(t *testing.T, engine string, settings Settings, with func(r *rig)
 	with(r)
 	r.publish(upstreams...)
 	var err error
-	if r.engine, err = netloop.New(netloop.Options{Engine: engine, Loops: 2, FirstByte: r.firstByte, Sockets: r.sockets,
+	if r.engine, err = netloop.New(netloop.Options{Engine: engine, Loops: cmp.Or(r.loops, 2), FirstByte: r.firstByte, Sockets: r.sockets,
 		Stale:  func(key any) bool { return key.(interface{ Retired() bool }).Retired() },
 		Closed: func(key any, d time.Duration) { key.(interface{ ClosedIdle(time.Duration) }).ClosedIdle(d) },
 		Panic:  func(v any, stack []byte) { t.Errorf("panic: %v\n%s", v, stack) }}); err != nil {
