@@ -11,7 +11,8 @@
 // Code in a [Handler] and in functions given to [Loop.Go] runs on a loop. It must not block except in methods of this
 // package: no lock held across them, no channel, no disk, no DNS. A Conn belongs to its loop: its methods may be called
 // only by code that runs there, by at most one reader and one writer at a time. Close may be called while another
-// coroutine waits in Read or Write, which then returns net.ErrClosed.
+// coroutine waits in Read or Write, which then returns net.ErrClosed. Every Read and Write may let others go first, a Write
+// also when the peer would take it at once: those that are ready at the same time send together.
 //
 // # When things go wrong
 //
