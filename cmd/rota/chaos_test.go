@@ -250,27 +250,28 @@ func (w *world) stored() ([]string, error) {
 	return list, nil
 }
 
-// seen are the addresses of the instances that a daemon has, sorted.
-func seen(daemon *child) ([]string, error) {
+// seen are the addresses of the instances that a daemon has, sorted, and why those that are not ready are not.
+func seen(daemon *child) (list, why []string, err error) {
 	resp, err := http.Get("http://" + daemon.find(adminURL) + "/api/v1/services/cart")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer resp.Body.Close()
 	var s balancer.Service
 	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var list []string
 	for _, in := range s.Instances {
 		state := in.State
 		if state == "ready" {
 			state = ""
+		} else {
+			why = append(why, fmt.Sprintf("%s is %s since %s: %s, check %+v, lease %s", in.ID, state, in.Since.Format(time.TimeOnly), in.Reason, in.Check, in.Lease))
 		}
 		list = append(list, in.Address+" "+state)
 	}
 	slices.Sort(list)
-	return list, nil
+	return list, why, nil
 }
 
 // converge waits until etcd has every instance, ready, and each daemon has just these; it returns how long that took.
@@ -299,12 +300,12 @@ func (w *world) apart() error {
 		return fmt.Errorf("etcd has %q", truth)
 	}
 	for i, d := range w.daemons {
-		list, err := seen(d.process)
+		list, why, err := seen(d.process)
 		if err != nil {
 			return err
 		}
 		if !slices.Equal(list, truth) {
-			return fmt.Errorf("daemon %d has %q, etcd has %q", i, list, truth)
+			return fmt.Errorf("daemon %d has %q, etcd has %q; %q", i, list, truth, why)
 		}
 	}
 	return nil
