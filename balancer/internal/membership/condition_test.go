@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rota-lb/rota/balancer/pool"
 	"github.com/rota-lb/rota/registry"
 )
 
@@ -227,6 +228,26 @@ func TestFlapping(t *testing.T) {
 		if got := waits("1"); got != want*time.Second {
 			t.Fatalf("after %d crashes it waits for %v, want %vs", i+1, got, int(want))
 		}
+	}
+	// That its record goes and comes back, while it waits, is not the end of a life.
+	now = now.Add(time.Second)
+	crash("1")
+	life("1")
+	for range 5 {
+		e := endpointOf(f, "s", "1")
+		revision++
+		apply(del("s", "1", revision))
+		if f.Member(e) == nil {
+			t.Fatal("it is gone")
+		}
+		revision++
+		apply(leased("s", "1", "10.0.0.1:80", revision, revision, func(in *registry.Instance) { in.Incarnation = e.Incarnation }))
+	}
+	if got := f.flaps[pool.Key{Service: "s", ID: "1"}].n; got != 11 {
+		t.Errorf("%d lives have ended, want 11", got)
+	}
+	if got := waits("1"); got != 30*time.Second {
+		t.Errorf("it waits for %v", got)
 	}
 	// A minute of peace, and it is as any other.
 	now = now.Add(FlapWindow + time.Second)
