@@ -296,7 +296,12 @@ func TestStuckLog(t *testing.T) {
 			latencies(t, address, requests/10)
 			stuck, most := latencies(t, address, requests)
 			t.Logf("p99 %v, longest %v", stuck, most)
-			if stuck > max(5*p99, 10*time.Millisecond) || most > 250*time.Millisecond {
+			slow := func() bool { return stuck > max(5*p99, 10*time.Millisecond) || most > 250*time.Millisecond }
+			if slow() { // the machine may have been busy with something else: what is slow is slow twice
+				stuck, most = latencies(t, address, requests)
+				t.Logf("once more: p99 %v, longest %v", stuck, most)
+			}
+			if slow() {
 				t.Errorf("p99 %v, longest %v; to a file %v, %v", stuck, most, p99, longest)
 			}
 			lost := figure(t, admin, "rota_access_log_dropped_total")
