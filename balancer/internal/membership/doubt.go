@@ -55,9 +55,10 @@ func (f *Fold) Unanswered(asks []Ask) {
 }
 
 // vanish takes in that the record of a member is gone. Who was draining has left, and who had no lease was removed by
-// hand: both go at once, and so does who is known not to answer, unless that is not believed ([Fold.Panics]). Anybody else, who is
-// damped included, is a suspect until the store says that the lease is alive, which means that the record was removed by hand, or until it does not
-// answer any more. elsewhere says that the store is another one, or an older state of it: then its leases say nothing.
+// hand: both go at once, and so does who is known not to answer, unless that is not believed ([Fold.Panics]). Anybody else,
+// also who is only damped, is a suspect until the store says that the lease is alive, which means that the record was removed
+// by hand, or until it does not answer any more. elsewhere says that the store is another one, or an older state of it: then
+// its leases say nothing.
 func (f *Fold) vanish(service string, m *Member, revision int64, elsewhere bool, now time.Time, touched map[string]bool) {
 	if m.lost() {
 		delete(f.displaced, m.Endpoint)

@@ -959,7 +959,7 @@ func TestUnsent(t *testing.T) {
 		{"closed when it was read", func(c *net.TCPConn, r *bufio.Reader) {}, func(c *net.TCPConn, r *bufio.Reader) { c.Close() }, want{502, 1, 1}},
 		{"reset when it was read", func(c *net.TCPConn, r *bufio.Reader) {}, func(c *net.TCPConn, r *bufio.Reader) { c.SetLinger(0); c.Close() }, want{502, 1, 1}},
 	} {
-		// start makes a proxy whose instance ends the connection of "/first" when it is told to, and how often it got a target.
+		// start makes a proxy. end has its instance end the connection of "/first", got says how often it was asked for a target.
 		start := func(t *testing.T, engine string, done func(rec *Record, end func())) (r *rig, end func(), got func(target string) int) {
 			answered, ended, stop := make(chan struct{}), make(chan struct{}), make(chan struct{})
 			var mu sync.Mutex
