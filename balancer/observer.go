@@ -61,43 +61,50 @@ func (o observer) Done(r *proxy.Record) {
 // remember keeps an exchange in the journal if it is worth that.
 func (o observer) remember(r *proxy.Record) {
 	notable := r.Reason != "" || r.Status >= 500 || r.Attempts > 1 || r.Duration >= journal.Slow && r.Protocol == pool.HTTP
-	wanted, sampled := o.journal.Wants(r.Loop, r.Start.Add(r.Duration), notable)
-	if !wanted || len(r.Path) == 0 {
-		return
+	if wanted, sampled := o.journal.Wants(r.Loop, r.Start.Add(r.Duration), notable); wanted && len(r.Path) > 0 {
+		o.note(r, notable, sampled)
 	}
-	e := journal.Entry{
-		At: r.Start, ID: string(r.ID), Method: string(r.Method), Host: string(r.Host), Path: string(r.Path), Query: string(o.redact.Query(r.Query)),
-		Status: r.Status, UpstreamStatus: r.UpstreamStatus, Reason: string(r.Reason), Attempts: r.Attempts,
-		Duration: r.Duration, UpstreamTook: r.Upstream, Revision: r.Table.Revision, Sampled: sampled,
-	}
-	if sampled && r.Head != nil {
-		e.Fields = o.fields(r.Head)
-	}
-	if r.Client.IsValid() {
-		e.Client = r.Client.Addr().String()
-	}
-	if r.Route != nil {
-		e.Route = r.Route.Name
-	}
-	if r.Service != nil {
-		e.Service = r.Service.Name
-	}
-	if r.Endpoint != nil {
-		e.Upstream = r.Endpoint.Name
-	}
-	o.journal.Add(r.Loop, e, notable)
 }
 
-// fields keeps what a replay may ask about. Fields hold secrets by their names, or as a Referer does, within a URL.
-func (o observer) fields(r *http1.Request) (f journal.Fields) {
+// note is remember for one that is. It stands by itself for its scratch memory, which most exchanges need not have.
+//
+//go:noinline
+func (o observer) note(r *proxy.Record, notable, sampled bool) {
+	var fields [1536]byte
+	var client [48]byte
+	f := journal.Facts{
+		At: r.Start, Status: r.Status, UpstreamStatus: r.UpstreamStatus, Reason: string(r.Reason), Attempts: r.Attempts,
+		Duration: r.Duration, UpstreamTook: r.Upstream, Revision: r.Table.Revision, Sampled: sampled,
+	}
+	if r.Route != nil {
+		f.Route = r.Route.Name
+	}
+	if r.Service != nil {
+		f.Service = r.Service.Name
+	}
+	if r.Endpoint != nil {
+		f.Upstream = r.Endpoint.Name
+	}
+	texts := journal.Texts{ID: r.ID, Method: r.Method, Host: r.Host, Path: r.Path, Query: o.redact.Query(r.Query)}
+	if sampled && r.Head != nil {
+		texts.Fields = o.fields(fields[:0], r.Head)
+	}
+	if r.Client.IsValid() {
+		texts.Client = r.Client.Addr().AppendTo(client[:0])
+	}
+	o.journal.Add(r.Loop, &f, &texts, notable)
+}
+
+// fields appends what a replay may ask about. Fields hold secrets by their names, or as a Referer does, within a URL.
+func (o observer) fields(dst []byte, r *http1.Request) []byte {
 	for name, value := range r.All {
 		if o.redact.Secret(name) || !bytes.Equal(o.redact.Query(value), value) {
-			f = f.Hide(name)
+			dst = journal.AppendHidden(dst, name)
 		} else {
-			f = f.Add(name, value)
+			dst = journal.AppendField(dst, name, value)
 		}
 	}
-	return f
+	return dst
 }
 
 // traced is what spans are made of, of an exchange that is traced.

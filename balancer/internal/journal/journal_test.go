@@ -2,6 +2,7 @@ package journal
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 )
@@ -11,7 +12,7 @@ func TestJournal(t *testing.T) {
 	now := time.Unix(1000, 0)
 	add := func(loop int, at time.Time, id string, notable bool) {
 		if wanted, sampled := j.Wants(loop, at, notable); wanted {
-			j.Add(loop, Entry{At: at, ID: id, Sampled: sampled}, notable)
+			j.Add(loop, &Facts{At: at, Sampled: sampled}, &Texts{ID: []byte(id)}, notable)
 		}
 	}
 	add(0, now, "first", false)
@@ -45,5 +46,66 @@ func TestJournal(t *testing.T) {
 	}
 	if list := j.Sample(); len(list) < 3 || list[0].ID != "elsewhere" {
 		t.Errorf("sampled: %+v", list)
+	}
+}
+
+// An entry is what was added, whatever stood in its memory before, and long texts leave none behind.
+func TestTexts(t *testing.T) {
+	j := New(1)
+	at := time.Unix(1000, 0)
+	add := func(n int, path string) {
+		at = at.Add(time.Second)
+		texts := Texts{
+			ID: fmt.Append(nil, "id-", n), Method: []byte("GET"), Path: []byte(path), Client: []byte("::1"),
+			Fields: AppendHidden(AppendField(nil, []byte("Accept"), []byte("*/*")), []byte("COOKIE")),
+		}
+		j.Add(0, &Facts{At: at, Status: n, Sampled: true}, &texts, true)
+		for _, b := range [][]byte{texts.ID, texts.Method, texts.Path, texts.Client, texts.Fields} {
+			clear(b) // it was copied
+		}
+	}
+	path := func(n int) string { return "/" + strings.Repeat("x", n*37%1000) }
+	for n := range 2 * kept {
+		add(n, strings.Repeat("y", longText+n))
+	}
+	for n := range kept + 10 {
+		add(n, path(n))
+	}
+	list := j.Sample()
+	if len(list) != kept {
+		t.Fatalf("%d entries", len(list))
+	}
+	for i, e := range list {
+		n := kept + 9 - i
+		want := Entry{
+			Facts: Facts{At: at.Add(-time.Duration(i) * time.Second), Status: n, Sampled: true},
+			ID:    fmt.Sprint("id-", n), Method: "GET", Path: path(n), Client: "::1", Fields: "accept: */*\ncookie\n",
+		}
+		if e != want {
+			t.Fatalf("entry %d is %+v, want %+v", i, e, want)
+		}
+		if found, ok := j.Find(want.ID); !ok || found != want {
+			t.Fatalf("%s is found as %+v", want.ID, found)
+		}
+	}
+	held := 0
+	j.each(func(s *stored) { held += cap(s.text) })
+	if most := 2 * kept * 1280; held > most {
+		t.Errorf("%d bytes are held, more than %d", held, most)
+	}
+}
+
+// A clock that is set back does not end the sampling.
+func TestClockSetBack(t *testing.T) {
+	j := New(1)
+	at := time.Unix(100000, 0)
+	for _, step := range []struct {
+		by      time.Duration
+		sampled bool
+	}{{0, true}, {sampleEach - 1, false}, {1, true}, {-time.Hour, true}, {time.Millisecond, false}, {sampleEach, true}} {
+		at = at.Add(step.by)
+		if _, sampled := j.Wants(0, at, false); sampled != step.sampled {
+			t.Errorf("after %v more: %v", step.by, sampled)
+		}
 	}
 }
