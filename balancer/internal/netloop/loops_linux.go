@@ -222,6 +222,7 @@ type loop struct {
 	tick   int64 // nanoseconds since start at the last wake, never zero
 	asked  int64 // tick of the last wake that reported all there was
 	swept  int64
+	due    int64 // when the next sweep has something to do, if no event comes before; zero is unknown
 	stayed int64
 
 	conns     []*conn // by descriptor
@@ -597,24 +598,35 @@ func (l *loop) sweep() {
 			l.attend(s.listener)
 		}
 	}
+	due := l.tick + int64(longest)
+	passed := func(until int64) bool {
+		if until == 0 || l.tick > until {
+			return until != 0
+		}
+		due = min(due, until)
+		return false
+	}
 	for _, c := range l.conns {
 		if c == nil {
 			continue
 		}
-		if c.readUntil != 0 && l.tick > c.readUntil && c.reader != nil {
+		if c.reader != nil && passed(c.readUntil) {
 			c.reader.wake()
 		}
-		if c.writeUntil != 0 && l.tick > c.writeUntil && c.writer != nil {
+		if c.writer != nil && passed(c.writeUntil) {
 			c.writer.wake()
 		}
-		if c.idleUntil != 0 && l.tick > c.idleUntil {
+		if passed(c.idleUntil) {
 			c.close()
 		}
 	}
 	for _, w := range l.waiters {
-		if l.tick > w.until {
+		if passed(w.until) {
 			w.co.wake()
 		}
+	}
+	if l.due = due; len(l.ready) > 0 {
+		l.due = 0 // who is resumed now sets other ones
 	}
 	if lag := l.lag.Load(); lag > 0 {
 		l.lag.Store(lag * 7 / 8)

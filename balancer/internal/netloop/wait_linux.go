@@ -9,27 +9,31 @@ import (
 
 // How a loop waits, so that neither Go's runtime nor the kernel's timers are in its way.
 const (
-	quietAfter = 10                   // waits without an event
+	glance     = 6 * time.Millisecond // less than the runtime grants, more than the tick of most kernels
+	quietAfter = 80                   // glances without an event: half a second
 	stayEach   = 4 * time.Millisecond // less than half of what the runtime grants
+	longest    = time.Second          // wait of a loop that has nothing to do but to keep what it has
 )
 
-// wait waits for events, for a tick at most. It is a raw call, without the runtime's bookkeeping and without giving this loop's P
-// away: under load that happens thousands of times a second, and each time the runtime's monitor would come to take the P, and look
-// every few microseconds whether there is another one to take. The collector does not have to wait for it: it preempts by
-// a signal, which ends the call. Once nothing has happened for a while, the wait goes through the runtime, which then can sleep.
+// wait waits for events. While there were some of late it is a raw call, without the runtime's bookkeeping and without giving this
+// loop's P away: under load that happens thousands of times a second, and each time the runtime's monitor would come to take the P, and
+// look every few microseconds whether there is another one to take. The collector does not have to wait for it: it preempts by
+// a signal, which ends the call. Once nothing has happened for a while, the wait goes through the runtime, which then can sleep; it
+// lasts until a deadline has to be enforced.
 //
-// A tick is longer than that of most kernels: a timer that is the next one to expire is written to the hardware when it is set, and
-// in a virtual machine that leaves the guest. With one millisecond it cost more than the rest of a wait.
+// A glance is longer than the tick of most kernels: a timer that is the next one to expire is written to the hardware when it is set,
+// and in a virtual machine that leaves the guest. With one millisecond it cost more than the rest of a wait. It is shorter than what the
+// runtime takes for a computation without end: see [loop.stay].
 func (l *loop) wait(events []unix.EpollEvent) int {
 	later := len(l.later) > 0
 	if later || l.quiet < quietAfter {
-		milliseconds := uintptr(Tick / time.Millisecond)
+		milliseconds := uintptr(glance / time.Millisecond)
 		if later {
 			milliseconds = 0
 		}
 		n, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), milliseconds, 0, 0)
 		if e == 0 && n > 0 {
-			l.quiet = 0
+			l.quiet, l.due = 0, 0
 			return int(n)
 		}
 		if !later {
@@ -37,16 +41,17 @@ func (l *loop) wait(events []unix.EpollEvent) int {
 		}
 		return 0 // and so after EINTR
 	}
+	l.lag.Store(0)
 	timeout := -1
 	if len(l.conns) > 0 || len(l.listeners) > 0 {
-		timeout = int(Tick / time.Millisecond)
+		timeout = int(min(max(time.Duration(l.due-l.tick), Tick), longest)/time.Millisecond) + 1
 	}
 	n, err := unix.EpollWait(l.ep, events, timeout)
 	if err != nil {
 		return 0 // EINTR
 	}
 	if n > 0 {
-		l.quiet = 0
+		l.quiet, l.due = 0, 0
 	}
 	return n
 }
