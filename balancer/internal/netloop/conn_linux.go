@@ -26,6 +26,7 @@ type conn struct {
 	serving  bool // a client connection in the hands of its handler
 	served   bool // it was, for more than putting a layer on it
 	ahead    bool // the watched peer has sent bytes before its end of stream
+	idle     bool // parked, at home
 
 	reader, writer *coro // waiting for this connection
 	watcher        *coro // waiting for another one, but wants to know when this one's peer goes
@@ -36,8 +37,8 @@ type conn struct {
 	handler  Handler   // of a client connection
 	listener *listener // likewise
 	layer    Layer     // what stands for this connection; nil is itself
-	parkKey  any       // of a parked one
-	parkedAt int64     // likewise
+	home     *parked   // where it is parked, or was the last time; nil is nowhere yet
+	parkedAt int64     // the last time
 	remote   netip.AddrPort
 	peer     netip.Addr // that the listener's admission was asked about
 }
@@ -102,9 +103,9 @@ func (c *conn) event(ev uint32) {
 	switch {
 	case c.handler != nil && !c.serving:
 		c.serve1()
-	case c.parkKey != nil:
+	case c.idle:
 		if c.hangup && c.loop.engine.Closed != nil {
-			c.loop.engine.Closed(c.parkKey, time.Duration(c.loop.tick-c.parkedAt))
+			c.loop.engine.Closed(c.home.key, time.Duration(c.loop.tick-c.parkedAt))
 		}
 		c.close()
 	}
@@ -339,9 +340,9 @@ func (c *conn) forget() {
 			a.Release(c.peer)
 		}
 	}
-	if c.parkKey != nil {
-		l.parked[c.parkKey].remove(c)
-		c.parkKey = nil
+	if c.idle {
+		c.home.remove(c)
+		c.idle = false
 	}
 	for _, co := range []*coro{c.reader, c.writer, c.watcher} {
 		if co != nil {
@@ -555,7 +556,10 @@ func (l *loop) dial(domain int, sa unix.Sockaddr, timeout time.Duration) (*conn,
 }
 
 // parked are the idle connections under one key, in the order of parking.
-type parked struct{ conns []*conn }
+type parked struct {
+	key   any // nil when it was given up, for it was empty
+	conns []*conn
+}
 
 func (p *parked) remove(c *conn) {
 	for i := len(p.conns) - 1; i >= 0; i-- {
@@ -579,13 +583,15 @@ func (l *loop) Park(key any, other Conn, ttl time.Duration) {
 		other.Close()
 		return
 	}
-	p := l.parked[key]
-	if p == nil {
-		p = &parked{}
-		l.parked[key] = p
+	p := c.home // most come back to where they were
+	if p == nil || p.key != key {
+		if p = l.parked[key]; p == nil {
+			p = &parked{key: key}
+			l.parked[key] = p
+		}
 	}
 	p.conns = append(p.conns, c)
-	c.parkKey = key
+	c.home, c.idle = p, true
 	c.readUntil, c.writeUntil = 0, 0
 	c.parkedAt, c.idleUntil = l.tick, l.tick+int64(ttl)
 }
@@ -614,6 +620,6 @@ func (l *loop) Reuse(key any) Conn {
 func (l *loop) unpark(p *parked, i int) Conn {
 	c := p.conns[i]
 	p.conns = slices.Delete(p.conns, i, i+1)
-	c.parkKey, c.idleUntil = nil, 0
+	c.idle, c.idleUntil = false, 0
 	return c.top()
 }

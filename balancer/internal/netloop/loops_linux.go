@@ -642,6 +642,7 @@ func (l *loop) sweep() {
 		}
 		if len(p.conns) == 0 {
 			delete(l.parked, key)
+			p.key = nil
 		}
 	}
 	for _, co := range l.coros.shrink() {

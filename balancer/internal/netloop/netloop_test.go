@@ -367,6 +367,10 @@ func TestParkAndReuse(t *testing.T) {
 				} else {
 					said <- "none"
 				}
+			case 'k': // keep it for long: what is held of its key is given up meanwhile, if nothing else is parked
+				u := l.Reuse("key")
+				l.NewWaiter().Wait(l.Now().Add(1200*time.Millisecond), nil)
+				l.Park("key", u, time.Minute)
 			}
 			c.Write(b[:])
 			return time.Minute
@@ -392,6 +396,11 @@ func TestParkAndReuse(t *testing.T) {
 		u := accept()
 		reuse("reused")
 		b := make([]byte, 5)
+		if _, err := io.ReadFull(u, b); err != nil || string(b) != "again" {
+			t.Fatal(string(b), err)
+		}
+		say(t, c, "k")
+		reuse("reused")
 		if _, err := io.ReadFull(u, b); err != nil || string(b) != "again" {
 			t.Fatal(string(b), err)
 		}
