@@ -167,6 +167,12 @@ var plainRules route.Rules
 func (x *exchange) exchange(head int) (keep bool) {
 	x.begin(x.in[:head])
 	defer x.end()
+	return x.handle(head)
+}
+
+// handle is the exchange between its beginning and its end. It is a function of its own for the compiler, which makes a list of what
+// is deferred at run time where there are many ways out.
+func (x *exchange) handle(head int) (keep bool) {
 	r, rec := &x.req, &x.rec
 	if bad := r.Parse(x.in[:head]); bad != nil {
 		rec.Method = r.Method
