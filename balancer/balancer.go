@@ -422,7 +422,7 @@ func (b *Balancer) Handover(ctx context.Context) error {
 // Hurry ends the draining of a Run whose ctx has ended. It may be called more than once.
 func (b *Balancer) Hurry() { b.hurried.Do(func() { close(b.hurry) }) }
 
-// Opened is closed when the listeners serve: after the first table, or a second after the start.
+// Opened is closed when the listeners serve: after the first table, or, unless a predecessor serves, a second after the start.
 func (b *Balancer) Opened() <-chan struct{} { return b.opened }
 
 // Run runs the daemon until ctx ends, drains, and returns nil, or ErrDrainDeadline. It may be called once.
@@ -458,22 +458,30 @@ func (b *Balancer) Run(ctx context.Context) error {
 	return server.Run(ctx, b.hurry)
 }
 
-// open opens the listeners once there is a table, or after a second without one.
+// open opens the listeners once there is a table, or after a second without one; but as long as a predecessor serves, not without.
 func (b *Balancer) open(ctx context.Context) {
-	late := time.NewTimer(firstTable)
+	late := time.NewTicker(firstTable)
 	defer late.Stop()
-	for look := time.NewTicker(time.Millisecond); ; {
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for told := false; ; {
 		select {
 		case <-look.C:
 			if b.store.Load().Generation == 0 {
 				continue
 			}
 		case <-late.C:
+			if b.sockets.Awaited() {
+				if !told {
+					b.options.Logger.Warn("no table yet: the predecessor serves until the registry is in reach")
+				}
+				told = true
+				continue
+			}
 			b.options.Logger.Warn("no table yet: answering 503 until the registry is in reach")
 		case <-ctx.Done():
 			return
 		}
-		look.Stop()
 		close(b.opened)
 		return
 	}

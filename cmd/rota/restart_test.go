@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rota-lb/rota/internal/etcdtest"
 )
 
 // times is how often a restart is done on each engine; ROTA_TEST_RESTARTS says another number.
@@ -130,12 +132,14 @@ services: {s: {instances: [{address: "%s"}]}}
 // truncated.
 func TestHandovers(t *testing.T) { eachEngine(t, handovers) }
 
+// startedAs finds the pids of those that have started.
+var startedAs = regexp.MustCompile(`"rota starts".*"pid":([0-9]+)`)
+
 func handovers(t *testing.T, engine string) {
 	t.Parallel()
 	file := write(t, "rota.yaml", fmt.Sprintf(restartConfig, engine, answering(t)))
 	c := spawn(t, "serve", "-c", file)
 	address := c.find(listening)
-	pids := regexp.MustCompile(`"rota starts".*"pid":([0-9]+)`)
 	pid := c.Process.Pid
 	t.Cleanup(func() { syscall.Kill(pid, syscall.SIGKILL) })
 	load := arrive(func() string { return address })
@@ -145,7 +149,7 @@ func handovers(t *testing.T, engine string) {
 		}
 		old := pid
 		until(t, "a successor that serves", func() bool {
-			all := pids.FindAllStringSubmatch(c.out.String(), -1)
+			all := startedAs.FindAllStringSubmatch(c.out.String(), -1)
 			pid, _ = strconv.Atoi(all[len(all)-1][1])
 			return len(all) == i+2 && strings.Count(c.out.String(), "the successor serves") == i+1
 		})
@@ -154,6 +158,45 @@ func handovers(t *testing.T, engine string) {
 		}
 	}
 	load.end(t)
+	syscall.Kill(pid, syscall.SIGTERM)
+	if c.exit() != 0 {
+		t.Errorf("status %d", c.ProcessState.ExitCode())
+	}
+}
+
+const awayConfig = `
+etcd: {endpoints: ["%s"]}
+listeners: [{address: "127.0.0.1:0"}]
+admin: {address: "127.0.0.1:0"}
+log: {access: off}
+routes: [{name: a, service: s}]
+services: {s: {instances: [{address: "%s"}]}}
+`
+
+// A new binary that has no table, for etcd is away, does not serve: the old one goes on until there is one.
+func TestHandoverWithoutTable(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.NewRelay(t, etcdtest.Start(t).Endpoints()[0])
+	c := spawn(t, "serve", "-c", write(t, "rota.yaml", fmt.Sprintf(awayConfig, etcd.Addr(), answering(t))))
+	address := c.find(listening)
+	load := arrive(func() string { return address })
+	etcd.Refuse()
+	c.Process.Signal(syscall.SIGUSR2)
+	c.find("(no table yet: the predecessor serves)")
+	for done := load.done.Load(); load.done.Load() < done+300; {
+		time.Sleep(time.Millisecond)
+	}
+	if strings.Contains(c.out.String(), "the successor serves") {
+		t.Error("it has taken over without a table")
+	}
+	etcd.Accept()
+	c.find("(the successor serves)")
+	load.end(t)
+	all := startedAs.FindAllStringSubmatch(c.out.String(), -1)
+	pid, err := strconv.Atoi(all[len(all)-1][1])
+	if err != nil || len(all) != 2 {
+		t.Fatalf("%d have started, %v", len(all), err)
+	}
 	syscall.Kill(pid, syscall.SIGTERM)
 	if c.exit() != 0 {
 		t.Errorf("status %d", c.ProcessState.ExitCode())

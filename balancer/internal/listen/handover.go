@@ -179,6 +179,13 @@ var self = func() string {
 	return path
 }()
 
+// Awaited reports whether there is a predecessor that serves until [Sockets.Ready] is called. It is false when that one has died.
+func (s *Sockets) Awaited() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ready != nil && os.Getppid() == s.parent
+}
+
 // Ready tells the predecessor that this process is warm. Without one, or when it is gone or was told before, it does nothing.
 func (s *Sockets) Ready() {
 	s.mu.Lock()

@@ -39,6 +39,7 @@ type Sockets struct {
 	inherited []inherited // not asked for yet
 	bound     []socket
 	ready     *os.File // to the predecessor; nil without one
+	parent    int      // the predecessor, while it lives
 	handing   bool
 	handed    bool // a successor has them
 }
@@ -94,7 +95,7 @@ func (s *Sockets) succeed(text string) error {
 	}
 	pipe := firstFD + len(addresses)
 	keepPrivate(pipe)
-	s.ready = os.NewFile(uintptr(pipe), "ready")
+	s.ready, s.parent = os.NewFile(uintptr(pipe), "ready"), os.Getppid()
 	return nil
 }
 
