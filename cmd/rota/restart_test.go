@@ -178,6 +178,18 @@ func TestHandoverWithoutTable(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.NewRelay(t, etcdtest.Start(t).Endpoints()[0])
 	c := spawn(t, "serve", "-c", write(t, "rota.yaml", fmt.Sprintf(awayConfig, etcd.Addr(), answering(t))))
+	started := func() (pids []int) {
+		for _, m := range startedAs.FindAllStringSubmatch(c.out.String(), -1) {
+			pid, _ := strconv.Atoi(m[1])
+			pids = append(pids, pid)
+		}
+		return pids
+	}
+	t.Cleanup(func() {
+		for _, pid := range started()[1:] {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	})
 	address := c.find(listening)
 	load := arrive(func() string { return address })
 	etcd.Refuse()
@@ -192,14 +204,10 @@ func TestHandoverWithoutTable(t *testing.T) {
 	etcd.Accept()
 	c.find("(the successor serves)")
 	load.end(t)
-	all := startedAs.FindAllStringSubmatch(c.out.String(), -1)
-	pid, err := strconv.Atoi(all[len(all)-1][1])
-	if err != nil || len(all) != 2 {
-		t.Fatalf("%d have started, %v", len(all), err)
-	}
-	syscall.Kill(pid, syscall.SIGTERM)
-	if c.exit() != 0 {
-		t.Errorf("status %d", c.ProcessState.ExitCode())
+	pids := started()
+	syscall.Kill(pids[len(pids)-1], syscall.SIGTERM)
+	if c.exit() != 0 || len(pids) != 2 {
+		t.Errorf("%v have started, status %d", pids, c.ProcessState.ExitCode())
 	}
 }
 
