@@ -267,6 +267,11 @@ func seen(daemon *child) (list, why []string, err error) {
 			state = ""
 		} else {
 			why = append(why, fmt.Sprintf("%s is %s since %s: %s, check %+v, lease %s", in.ID, state, in.Since.Format(time.TimeOnly), in.Reason, in.Check, in.Lease))
+			for line := range strings.Lines(daemon.out.String()) {
+				if strings.Contains(line, fmt.Sprintf("\"instance\":%q", in.ID)) {
+					why = append(why, line)
+				}
+			}
 		}
 		list = append(list, in.Address+" "+state)
 	}

@@ -1,6 +1,7 @@
 package registryetcd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -51,6 +52,7 @@ type watch struct {
 	// are what the audit costs; that two keys of a fleet share a hash of 64 bits will not happen.
 	seen  map[uint64]int64
 	seed  maphash.Seed
+	last  landmark
 	merge *merger // of the present stream; nil with one prefix
 
 	ok        bool // in touch, as far as the reader was told
@@ -58,6 +60,14 @@ type watch struct {
 	toldAt    time.Time
 	lostAt    time.Time
 	nextAudit time.Time
+}
+
+// landmark is the record that was written last, of those that were delivered and are there. A store that does not have it as of the
+// revision we have reached has another history, whatever else it says of itself. Without a key there is none.
+type landmark struct {
+	key   []byte
+	mod   int64
+	value uint64 // its hash
 }
 
 // Watch implements [registry.Registry].
@@ -194,8 +204,9 @@ func (w *watch) setOK(ok bool) {
 func (w *watch) reset(ctx context.Context, reason string) error {
 	var changes []registry.Change
 	var seen map[uint64]int64
+	var last *mvccpb.KeyValue
 	again := func() {
-		changes = make([]registry.Change, 0, len(w.seen))
+		changes, last = make([]registry.Change, 0, len(w.seen)), nil
 		seen = make(map[uint64]int64, len(w.seen))
 	}
 	header, err := w.c.list(ctx, w.prefixes, false, again, func(kv *mvccpb.KeyValue) {
@@ -203,7 +214,14 @@ func (w *watch) reset(ctx context.Context, reason string) error {
 			changes = append(changes, ch)
 		}
 		seen[w.hash(kv.Key)] = kv.ModRevision
+		if last == nil || kv.ModRevision > last.ModRevision {
+			last = kv
+		}
 	})
+	if err != nil {
+		return err
+	}
+	elsewhere, err := w.elsewhere(ctx, header, reason)
 	if err != nil {
 		return err
 	}
@@ -214,8 +232,10 @@ func (w *watch) reset(ctx context.Context, reason string) error {
 		fields = append(fields, zap.Duration("away", time.Since(w.lostAt)))
 	}
 	w.log.Info("listed", fields...)
-	elsewhere := w.store == header.ClusterId && header.RaftTerm < w.term // restored, and by now further than it was
-	w.store, w.term, w.rev, w.seen = header.ClusterId, header.RaftTerm, header.Revision, seen
+	w.store, w.term, w.rev, w.seen, w.last = header.ClusterId, header.RaftTerm, header.Revision, seen, landmark{}
+	if last != nil {
+		w.remember(last)
+	}
 	w.told = ""
 	w.setOK(true)
 	w.scheduleAudit(w.c.opts.AuditEvery)
@@ -227,6 +247,43 @@ func (w *watch) reset(ctx context.Context, reason string) error {
 }
 
 func (w *watch) hash(key []byte) uint64 { return maphash.Bytes(w.seed, key) }
+
+func (w *watch) remember(kv *mvccpb.KeyValue) {
+	w.last.key = append(w.last.key[:0], kv.Key...)
+	w.last.mod, w.last.value = kv.ModRevision, w.hash(kv.Value)
+}
+
+// elsewhere reports whether a list comes from another store than before, or an older state of it, that looks like what came after:
+// it has the same id, and was restored and is by now further than the one we knew, or was so from the start.
+func (w *watch) elsewhere(ctx context.Context, list *pb.ResponseHeader, reason string) (bool, error) {
+	switch {
+	case w.store != list.ClusterId || list.Revision < w.rev: // then everybody sees it
+		return false, nil
+	case list.RaftTerm < w.term || reason == RelistStore:
+		return true, nil
+	}
+	_, same, err := w.landmark(ctx)
+	return !same && err == nil, err
+}
+
+// landmark looks for the landmark, and asks a quorum by that what the store says of itself, which is nil if the landmark is not to
+// be had: because there is none, or etcd has compacted the revision we have reached.
+func (w *watch) landmark(ctx context.Context) (header *pb.ResponseHeader, same bool, err error) {
+	if len(w.last.key) == 0 {
+		return nil, true, nil
+	}
+	resp, err := w.c.page(ctx, string(w.last.key), []clientv3.OpOption{clientv3.WithRev(w.rev)})
+	switch {
+	case errors.Is(err, rpctypes.ErrCompacted):
+		return nil, true, nil
+	case errors.Is(err, rpctypes.ErrFutureRev):
+		return nil, false, nil
+	case err != nil:
+		return nil, false, err
+	}
+	same = len(resp.Kvs) == 1 && resp.Kvs[0].ModRevision == w.last.mod && w.hash(resp.Kvs[0].Value) == w.last.value
+	return resp.Header, same, nil
+}
 
 // follow watches from the next revision on and delivers what it hears. until, if not zero, says when a broken
 // connection must be back. live is called when etcd has taken the watch. It returns why the watch ended.
@@ -315,11 +372,20 @@ func (w *watch) ended(resp *pb.WatchResponse) error {
 
 // confirm asks a quorum whether the store is still the one that was listed.
 func (w *watch) confirm(ctx context.Context) error {
-	resp, err := w.c.page(ctx, w.prefixes[0], []clientv3.OpOption{clientv3.WithCountOnly(), clientv3.WithLimit(1)})
+	h, same, err := w.landmark(ctx)
 	if err != nil {
 		return err
 	}
-	h := resp.Header
+	if !same {
+		return fmt.Errorf("%w: it does not have what it had at revision %d", errStore, w.rev)
+	}
+	if h == nil {
+		resp, err := w.c.page(ctx, w.prefixes[0], []clientv3.OpOption{clientv3.WithCountOnly(), clientv3.WithLimit(1)})
+		if err != nil {
+			return err
+		}
+		h = resp.Header
+	}
 	if h.ClusterId != w.store || h.Revision < w.rev || h.RaftTerm < w.term {
 		return fmt.Errorf("%w: cluster %x at revision %d in term %d, was %x at %d in %d",
 			errStore, h.ClusterId, h.Revision, h.RaftTerm, w.store, w.rev, w.term)
@@ -478,10 +544,14 @@ func (w *watch) events(events []*mvccpb.Event, upTo int64, a *audit) error {
 		var ch registry.Change
 		if deleted {
 			delete(w.seen, key)
+			if bytes.Equal(ev.Kv.Key, w.last.key) {
+				w.last = landmark{}
+			}
 			ch = w.c.deletion(ev.Kv)
 			w.c.stats.deletes.Add(1)
 		} else {
 			w.seen[key] = mod
+			w.remember(ev.Kv)
 			ch = w.c.change(ev.Kv)
 			w.c.stats.puts.Add(1)
 		}

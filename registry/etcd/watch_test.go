@@ -208,6 +208,60 @@ func TestWipedStoreThatOvertook(t *testing.T) {
 	waitView(t, w, map[string]string{fresh: "10.0.0.9:1"})
 }
 
+// A store is put back to a state that is further than the one that took its place in the meantime. What happened in it long ago is not
+// told as if it were news, and the reader learns that this is not the store he knew.
+func TestRestoredStoreThatIsFurther(t *testing.T) {
+	t.Parallel()
+	s := etcdtest.Start(t)
+	old, fresh := registry.Keys{}.Instance("old", "a"), registry.Keys{}.Instance("new", "a")
+	for i := range 20 {
+		put(t, s, old, fmt.Sprint("10.0.0.8:", i+1))
+	}
+	s.Stop()
+	backup := s.Backup()
+	s.Wipe()
+	s.Restart()
+	put(t, s, fresh, "10.0.0.9:1")
+	for _, resume := range []time.Duration{time.Minute, time.Nanosecond} { // the watch goes on; or it lists anew
+		c := dial(t, s.Endpoints(), func(o *Options) { o.AuditEvery, o.resumeWithin = -1, resume })
+		updates := make(chan registry.Update, 100)
+		ctx, cancel := context.WithCancel(limit(t))
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			c.Watch(ctx, registry.Scope{Instances: true}, func(u registry.Update) {
+				if u.Err == nil && (u.Reset || len(u.Changes) > 0) {
+					updates <- u
+				}
+			})
+		}()
+		if u := <-updates; !u.Reset || u.Elsewhere || len(u.Changes) != 1 {
+			t.Fatalf("at first: %+v", u)
+		}
+		s.Stop()
+		s.Restore(backup)
+		s.Restart()
+		if u := <-updates; !u.Reset || !u.Elsewhere || len(u.Changes) != 1 || u.Changes[0].Instance.Address != "10.0.0.8:20" {
+			t.Errorf("resumed within %v: %+v", resume, u)
+		}
+		s.Stop() // and once more, the state as it was being none of the past
+		s.Restart()
+		put(t, s, old, "10.0.0.8:21")
+		for at := ""; at != "10.0.0.8:21"; {
+			u := <-updates
+			if at = u.Changes[0].Instance.Address; u.Elsewhere {
+				t.Errorf("resumed within %v, after a restart: %+v", resume, u)
+			}
+		}
+		cancel()
+		<-done
+		s.Stop()
+		s.Wipe()
+		s.Restart()
+		put(t, s, fresh, "10.0.0.9:1")
+	}
+}
+
 // A backlog larger than a message comes in fragments, and revisions stay whole.
 func TestWatchFragments(t *testing.T) {
 	t.Parallel()
