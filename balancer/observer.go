@@ -2,6 +2,7 @@ package balancer
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/hex"
 
 	"github.com/rota-lb/rota/balancer/internal/control"
@@ -73,7 +74,7 @@ func (o observer) note(r *proxy.Record, notable, sampled bool) {
 	var fields [1536]byte
 	var client [48]byte
 	f := journal.Facts{
-		At: r.Start, Status: r.Status, UpstreamStatus: r.UpstreamStatus, Reason: string(r.Reason), Attempts: r.Attempts,
+		At: r.Start, Scheme: r.Scheme, Status: r.Status, UpstreamStatus: r.UpstreamStatus, Reason: string(r.Reason), Attempts: r.Attempts,
 		Duration: r.Duration, UpstreamTook: r.Upstream, Revision: r.Table.Revision, Sampled: sampled,
 	}
 	if r.Route != nil {
@@ -86,7 +87,7 @@ func (o observer) note(r *proxy.Record, notable, sampled bool) {
 		f.Upstream = r.Endpoint.Name
 	}
 	texts := journal.Texts{ID: r.ID, Method: r.Method, Host: r.Host, Path: r.Path, Query: o.redact.Query(r.Query)}
-	if sampled && r.Head != nil {
+	if r.Head != nil {
 		texts.Fields = o.fields(fields[:0], r.Head)
 	}
 	if r.Client.IsValid() {
@@ -111,11 +112,8 @@ func (o observer) fields(dst []byte, r *http1.Request) []byte {
 func (o observer) traced(r *proxy.Record) tracing.Exchange {
 	x := tracing.Exchange{
 		Trace: tracing.TraceID(r.Trace.ID), Parent: tracing.SpanID(r.Trace.Parent), Span: tracing.SpanID(r.Trace.Span), Start: r.Start, Duration: r.Duration,
-		Method: string(r.Method), Host: string(r.Host), Path: string(r.Path), Query: string(o.redact.Query(r.Query)), Scheme: "http",
+		Method: string(r.Method), Host: string(r.Host), Path: string(r.Path), Query: string(o.redact.Query(r.Query)), Scheme: cmp.Or(r.Scheme, "http"),
 		UserAgent: string(r.UserAgent), Minor: r.Minor, Status: r.Status, Reason: string(r.Reason), ID: string(r.ID), Revision: r.Table.Revision,
-	}
-	if r.TLS {
-		x.Scheme = "https"
 	}
 	if a := r.Client.Addr(); a.IsValid() {
 		x.Client = a.String()

@@ -138,6 +138,27 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// A route for one scheme moves the requests that came by it, and no others.
+func TestReplayScheme(t *testing.T) {
+	table := func(routes ...route.Route) *route.Table {
+		return new(route.Table).With(route.Change{Router: route.NewRouter(routes, func(string, route.Subset) int { return 0 })})
+	}
+	now := table(route.Route{Name: "r", Service: "web"})
+	then := table(route.Route{Name: "r", Service: "web", Rules: &route.Rules{Conditions: []route.Condition{{Of: route.OfScheme, Value: "https"}}}})
+	for scheme, want := range map[string]string{"http": "404 no_route GET http://a/", "https": ""} {
+		o := observer{journal: journal.New(1)}
+		o.remember(&proxy.Record{Start: time.Unix(1, 0), Scheme: scheme, Method: []byte("GET"), Host: []byte("a"), Path: []byte("/"), Table: now})
+		plan := admin.Replay(&control.Preview{Now: now, Then: then}, o.journal.Sample())
+		got := ""
+		for _, m := range plan.Moves {
+			got += m.To + " " + m.Example
+		}
+		if got != want || plan.Uncertain != 0 {
+			t.Errorf("%s: moves to %q, want %q; %d uncertain", scheme, got, want, plan.Uncertain)
+		}
+	}
+}
+
 // A route that asks about a parameter whose value is not kept leaves the prediction open, too.
 func TestReplayHidden(t *testing.T) {
 	now := new(route.Table)

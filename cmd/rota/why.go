@@ -66,7 +66,7 @@ func atRevision(n int64) string {
 const mostLosers = 5
 
 func explain(w io.Writer, why *balancer.Why, all bool) {
-	fmt.Fprintf(w, "request\t%s http://%s%s%s\n", printable(why.Method), printable(why.Host), printable(why.Path), printable(why.Query))
+	fmt.Fprintf(w, "request\t%s %s://%s%s%s\n", printable(why.Method), printable(why.Scheme), printable(why.Host), printable(why.Path), printable(why.Query))
 	if x := why.Exchange; x != nil {
 		answer := fmt.Sprintf("%d after %s", x.Status, short(x.Duration))
 		if x.Reason != "" {
@@ -82,6 +82,9 @@ func explain(w io.Writer, why *balancer.Why, all bool) {
 		}
 		fmt.Fprintf(w, "by\troute %s of the table of revision %d\n", printable(x.Route), x.Revision)
 		fmt.Fprintf(w, "\nnow\t\n")
+		if why.Uncertain {
+			fmt.Fprintf(w, "uncertain\ta route asks about a header field or a query parameter whose value is not remembered\n")
+		}
 	}
 	switch r := why.Route; {
 	case r == nil:

@@ -15,7 +15,7 @@ import (
 	"github.com/rota-lb/rota/config"
 )
 
-// kept are the header fields of a sampled request. It notes whether a route asks about one that is not known.
+// kept are the header fields of a request that is remembered. It notes whether a route asks about one that is not known.
 type kept struct {
 	journal.Fields
 	unknown bool
@@ -54,7 +54,7 @@ func Replay(p *control.Preview, sample []journal.Entry) Plan {
 			share := m.Share
 			m.Share = 0
 			if moves[m] += share; examples[m] == "" {
-				examples[m] = e.Method + " http://" + e.Host + e.Path
+				examples[m] = e.Method + " " + cmp.Or(e.Scheme, "http") + "://" + e.Host + e.Path
 			}
 		}
 		broken += max(0, bad(then, nil)-bad(now, then), lost(then)-lost(now))
@@ -271,9 +271,9 @@ func changes(now, then []place) (list []Move) {
 	return list
 }
 
-// request is a sampled request, as it was matched.
+// request is one that is remembered, as it was matched.
 func request(e *journal.Entry, fields route.Fields) *route.Request {
-	return &route.Request{Method: []byte(e.Method), Host: []byte(e.Host), Path: []byte(e.Path), Query: []byte(e.Query), Fields: fields}
+	return &route.Request{Scheme: e.Scheme, Method: []byte(e.Method), Host: []byte(e.Host), Path: []byte(e.Path), Query: []byte(e.Query), Fields: fields}
 }
 
 const (

@@ -7,10 +7,12 @@ import (
 	"time"
 
 	"github.com/rota-lb/rota/balancer/internal/control"
+	"github.com/rota-lb/rota/balancer/internal/route"
 )
 
 // Why is the answer of /api/v1/why: what would become of a request, and for which reasons.
 type Why struct {
+	Scheme string `json:"scheme"`
 	Method string `json:"method"`
 	Host   string `json:"host"`
 	Path   string `json:"path"` // as it is matched
@@ -30,9 +32,11 @@ type Why struct {
 	Revision       int64  `json:"table_revision"`
 	// Exchange is what became of the request whose id was asked about. The rest is about another one like it, now.
 	Exchange *Exchange `json:"exchange,omitempty"`
+	// Uncertain says that a route asks about a header field or a query parameter whose value is not remembered.
+	Uncertain bool `json:"uncertain,omitempty"`
 }
 
-// Exchange is a request that was served, as far as that is remembered: without header fields.
+// Exchange is a request that was served, as far as that is remembered.
 type Exchange struct {
 	At             time.Time `json:"at"`
 	ID             string    `json:"request_id"`
@@ -79,30 +83,31 @@ func (a *API) why(w http.ResponseWriter, r *http.Request) {
 		}
 		header.Add(name, strings.TrimSpace(value))
 	}
-	method, url := cmp.Or(query.Get("method"), http.MethodGet), query.Get("url")
-	var was *Exchange
+	var out Why
+	var q *route.Request
+	var fields kept // of a request that is remembered
 	if id := query.Get("request_id"); id != "" {
 		e, ok := a.Journal.Find(id)
 		if !ok {
 			problem(w, http.StatusNotFound, "request "+id+" is not remembered: of those that went well only a sample is, and all of them only for a while; the access log has them")
 			return
 		}
-		method, url = e.Method, "http://"+e.Host+e.Path+e.Query
-		was = &Exchange{
+		fields.Fields = e.Fields
+		q = request(&e, &fields)
+		out.Exchange = &Exchange{
 			At: e.At, ID: e.ID, Client: e.Client, Status: e.Status, Reason: e.Reason, Route: e.Route, Service: e.Service, Upstream: e.Upstream,
 			UpstreamStatus: e.UpstreamStatus, Attempts: e.Attempts, Duration: e.Duration.Seconds(), UpstreamTook: e.UpstreamTook.Seconds(), Revision: e.Revision,
 		}
-	}
-	q, err := a.Request(method, url, header)
-	if err != nil {
-		problem(w, http.StatusBadRequest, err.Error())
-		return
+	} else {
+		var err error
+		if q, err = a.Request(cmp.Or(query.Get("method"), http.MethodGet), query.Get("url"), header); err != nil {
+			problem(w, http.StatusBadRequest, err.Error())
+			return
+		}
 	}
 	table := a.Control.Store.Load()
-	out := Why{
-		Method: method, Host: string(q.Host), Path: string(q.Path), Query: string(q.Query), Generation: table.Generation, Revision: table.Revision,
-		Exchange: was,
-	}
+	out.Scheme, out.Method, out.Host, out.Path, out.Query = cmp.Or(q.Scheme, "http"), string(q.Method), string(q.Host), string(q.Path), string(q.Query)
+	out.Generation, out.Revision = table.Generation, table.Revision
 	to := table.Match(q)
 	for _, fit := range table.Explain(q) {
 		if fit.Route == to.Route || len(out.Losers) == mostLosers {
@@ -116,6 +121,7 @@ func (a *API) why(w http.ResponseWriter, r *http.Request) {
 		}
 		out.Losers = append(out.Losers, Loser{asRoute(fit.Route), why})
 	}
+	out.Uncertain = fields.unknown || out.Exchange != nil && hides(out.Query, asked(table))
 	switch {
 	case to.Route == nil && table.Generation == 0:
 		out.Reason = "no_table_yet"

@@ -20,7 +20,7 @@ type Entry struct {
 	ID                        string
 	Method, Host, Path, Query string // Host and Path as they are matched, Query with its "?"
 	Client                    string
-	Fields                    Fields // of a sampled request
+	Fields                    Fields
 }
 
 // Texts are the texts of an [Entry] to be. They are copied.
@@ -29,6 +29,7 @@ type Texts struct{ ID, Method, Host, Path, Query, Client, Fields []byte }
 // Facts are what is known of an exchange beside the texts of its request.
 type Facts struct {
 	At                       time.Time // its beginning
+	Scheme                   string    // http or https
 	Route, Service, Upstream string    // Upstream is that of the last attempt
 	Status, UpstreamStatus   int
 	Reason                   string

@@ -42,6 +42,7 @@ func (x *exchange) identify() {
 			x.hop.Host, x.hop.Port = host, nil
 		}
 	}
+	x.rec.Scheme = x.hop.Proto
 	if s.RequestID != "" {
 		x.hop.IDName, x.hop.IDLower = s.RequestID, s.requestIDLower
 		id, ok := r.Value(s.requestIDLower, 0)

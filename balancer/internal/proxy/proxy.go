@@ -110,6 +110,7 @@ type Record struct {
 	TLSVersion, TLSCipher uint16
 	TLSResumed            bool
 
+	Scheme                    string // http or https, how the client came; behind a trusted proxy, what that says. Empty with the next ones
 	Method, Host, Path, Query []byte // empty when the head was refused before they were known
 	Minor                     int
 	Head                      *http1.Request // that this is from; nil likewise
