@@ -257,6 +257,14 @@ func TestDashboard(t *testing.T) {
 	b.click("Where would it go?")
 	b.until(`cart-2.*no\s+0\s+◐ draining`)
 	b.until(`cart-1.*✓ yes`)
+	b.until(`Policy\s+\S+, revision \d+\n`)
+	if _, err := cli.Put(t.Context(), "/rota/routes/shop", `{"host":"shop.localhost","service":"users"}`); err != nil {
+		t.Fatal(err)
+	}
+	b.until(`shop\s+etcd`)
+	b.do(chromedp.SetValue(`input[aria-label="URL"]`, "http://shop.localhost/", chromedp.ByQuery))
+	b.click("Where would it go?")
+	b.until(`Route\s+shop \(etcd\), revision \d+\s+Service\s+users\s+Policy\s+\w+\s+Answer`) // that policy has no key
 	page("#/config")
 	b.until(`auto_routes: true`)
 
@@ -302,11 +310,39 @@ func TestDashboard(t *testing.T) {
 	b.until(`cart released|released, by 127|given up`)
 	b.until(`Brake\s+not engaged`)
 
-	// etcd goes, and comes back.
+	// Many services lose one record each: nobody has to release that brake, and it ends with the suspects.
+	var alone []*httptest.Server
+	leases = nil
+	for i := range 4 {
+		up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {}))
+		t.Cleanup(up.Close)
+		alone = append(alone, up)
+		leases = append(leases, register(fmt.Sprint("alone-", i), "a", fmt.Sprintf(`{"address":%q}`, up.Listener.Addr())))
+	}
+	b.until(`alone-3\s+1 of 1`)
+	for _, id := range leases {
+		if _, err := cli.Revoke(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.until(`Brake: all services together have lost \d of \d records at once, \d+ s ago\. Who answers serves on\.\s`)
+	b.until(`Brake\s+all services: \d of \d lost`)
+	if got := b.eval(`[...document.querySelectorAll("button")].filter((e) => e.textContent === "Release…").length + [...document.querySelectorAll("a")].filter((e) => e.textContent === "").length`); got != float64(0) {
+		t.Errorf("%v buttons or links are there for a brake that is no service's", got)
+	}
+	for _, up := range alone {
+		up.Close()
+	}
+	b.until(`Brake\s+not engaged`)
+
+	// etcd goes, and another one comes: what it does not have stays in use, and is told.
 	etcd.Stop()
 	b.until(`etcd is out of reach\. Requests are served by the last table`)
+	etcd.Wipe()
 	etcd.Restart()
 	b.until(`etcd in reach`)
+	b.until(`Orphans are in use, though etcd, another store than before, does not have them: /rota/policies/cart, /rota/routes/shop\. Write them anew, or: rota orphans drop`)
+	b.until(`Orphans\s+2 keys`)
 
 	// The daemon goes, and another one comes.
 	daemon.Process.Signal(syscall.SIGKILL)

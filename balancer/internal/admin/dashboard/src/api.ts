@@ -6,7 +6,8 @@ export interface Status {
   table_generation: number; services: number; instances: number; routes: number; route_conflicts: number;
   quarantined?: { key: string; reason: string; revision: number; last_good_value_in_use: boolean }[];
   snapshot?: boolean; doubted: number;
-  brakes?: { service: string; since: string; lost: number; of: number }[];
+  brakes?: { service: string; since: string; lost: number; of: number }[]; // an empty service is all services together
+  orphans?: string[]; // keys
   denied?: { service: string; host?: string; path?: string }[];
   panics?: string[];
 }
@@ -20,11 +21,11 @@ export interface Counters { name?: string; in_flight: number; requests: number; 
 export interface EndpointCounters { service: string; id: string; address: string; in_flight: number; requests: number; errors: number; buckets: number[]; sum: number }
 export interface Stats { at: string; bounds: number[]; total: Counters; services: Counters[]; endpoints?: EndpointCounters[] }
 export interface Event { id: string; seq: number; at: string; kind: string; service?: string; instance?: string; address?: string; from?: string; to?: string; text: string; revision?: number }
-export interface Route { name: string; source: string; host?: string; path?: string; service: string; strip_prefix?: boolean; priority?: number; timeout?: string }
+export interface Route { name: string; source: string; host?: string; path?: string; service: string; strip_prefix?: boolean; priority?: number; timeout?: string; revision?: number }
 export interface Routes { routes: Route[]; conflicts?: { winner: Route; loser: Route }[] }
 export interface Why {
-  method: string; host: string; path: string; query?: string; route?: Route; reason?: string; redirect?: boolean; losers?: { route: Route; why: string }[];
-  service?: string; policy?: string; candidates?: (Instance & { chosen: boolean; share: number; load: number })[]; table_generation: number; table_revision: number;
+  scheme: string; method: string; host: string; path: string; query?: string; route?: Route; reason?: string; redirect?: boolean; losers?: { route: Route; why: string }[];
+  service?: string; policy?: string; policy_revision?: number; candidates?: (Instance & { chosen: boolean; share: number; load: number })[]; table_generation: number; table_revision: number;
 }
 
 const tokenKey = "rota-token"; // for as long as the tab is open

@@ -3,7 +3,7 @@ import { follow, get, hasToken, NeedToken, setToken, type Event, type Stats, typ
 import { el, fill } from "./dom";
 import { ConfigPage, Events, RoutesPage } from "./others";
 import { Overview } from "./overview";
-import { dialog, release } from "./parts";
+import { braked, dialog, releaseButton, serviceLink } from "./parts";
 import { redraw, toggleTables } from "./plot";
 import { ServicePage } from "./service";
 import { ago, clock, History } from "./stats";
@@ -90,8 +90,6 @@ function banner(kind: string, title: string, ...rest: (Node | string)[]): HTMLEl
   return el("div", { class: "banner " + kind, role: kind === "bad" ? "alert" : "status" }, el("strong", {}, title), " ", ...rest);
 }
 
-function serviceLink(name: string): Node { return el("a", { href: "#/services/" + encodeURIComponent(name) }, name); }
-
 // warn says what is wrong, and what to do.
 function warn(gone: string): void {
   const s = status, list: HTMLElement[] = [];
@@ -100,8 +98,12 @@ function warn(gone: string): void {
   if (s && gone === "") {
     if (!s.ready) list.push(banner("bad", "Not ready:", (s.reasons ?? []).join("; ")));
     if (s.registry && !s.registry.connected) list.push(banner("warn", "etcd is out of reach.", `Requests are served by the last table${s.snapshot ? ", from the snapshot" : ""}; changes are not seen. ${s.registry.error ?? ""}`));
-    for (const b of s.brakes ?? []) list.push(banner("warn", "Brake:", serviceLink(b.service), ` has lost ${b.lost} of ${b.of} records at once, ${ago(b.since)} ago. Who answers serves on. `,
-      el("button", { type: "button", onclick: () => release(b.service, () => void look()) }, "Release…")));
+    for (const b of s.brakes ?? []) list.push(banner("warn", "Brake:", braked(b.service), ` ${b.service === "" ? "together have" : "has"} lost ${b.lost} of ${b.of} records at once, ${ago(b.since)} ago. Who answers serves on. `,
+      releaseButton(b.service, () => void look())));
+    const orphans = s.orphans ?? [];
+    if (orphans.length > 0) list.push(banner("warn", "Orphans", "are in use, though etcd, another store than before, does not have them: ",
+      ...orphans.slice(0, 3).flatMap((key, i) => [i > 0 ? ", " : "", el("code", {}, key)]), orphans.length > 3 ? ` and ${orphans.length - 3} more` : "",
+      ". Write them anew, or: ", el("code", {}, "rota orphans drop")));
     for (const p of s.panics ?? []) list.push(banner("bad", "Panic:", serviceLink(p), " has so few instances in a good condition that all of them get requests."));
     if (s.route_conflicts > 0) list.push(banner("warn", `${s.route_conflicts} routes never match.`, el("a", { href: "#/routes" }, "Which")));
     for (const q of (s.quarantined ?? []).slice(0, 3)) list.push(banner("warn", "Set aside:", el("code", {}, q.key), ` ${q.reason}`, q.last_good_value_in_use ? "; its last good value counts on." : ""));

@@ -74,11 +74,15 @@ export class RoutesPage {
   }
 }
 
+// atRevision names the revision of a key; nothing where there is none.
+function atRevision(n: number | undefined): string { return n ? `, revision ${n}` : ""; }
+
 // why tells where a request would go.
 function why(w: Why): Node[] {
   const list: Node[] = [pairs([
-    ["Request", `${w.method} http://${w.host}${w.path}${w.query ?? ""}`],
-    ["Route", w.route ? `${w.route.name} (${w.route.source})${w.redirect ? ", a redirect" : ""}` : "none"], ["Service", w.service], ["Policy", w.policy],
+    ["Request", `${w.method} ${w.scheme}://${w.host}${w.path}${w.query ?? ""}`],
+    ["Route", w.route ? `${w.route.name} (${w.route.source})${w.redirect ? ", a redirect" : ""}${atRevision(w.route.revision)}` : "none"],
+    ["Service", w.service], ["Policy", w.policy && w.policy + atRevision(w.policy_revision)],
     ["Answer", w.reason ? el("strong", { class: "problem" }, w.reason) : w.redirect ? "a redirect" : "of one of the instances marked below"],
     ["Table", `generation ${w.table_generation}, revision ${w.table_revision}`],
   ])];

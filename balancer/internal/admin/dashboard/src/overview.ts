@@ -1,7 +1,7 @@
 import type { Counters, Event, Stats, Status } from "./api";
 import { el, fill } from "./dom";
 import { eventLine } from "./others";
-import { Grid, number, pairs, release, stateBar } from "./parts";
+import { braked, Grid, number, pairs, releaseButton, stateBar } from "./parts";
 import { Plot, sparkline } from "./plot";
 import { ago, percent, rate, time, type History } from "./stats";
 
@@ -60,8 +60,7 @@ export class Overview {
     const r = s.registry;
     if (!r) return el("p", { class: "note" }, "None: the instances are those of the configuration file.");
     const brakes = (s.brakes ?? []).map((b) => el("div", { class: "brake" },
-      el("span", {}, el("a", { href: "#/services/" + encodeURIComponent(b.service) }, b.service), `: ${b.lost} of ${b.of} lost`),
-      el("button", { type: "button", onclick: () => release(b.service, this.changed) }, "Release…")));
+      el("span", {}, braked(b.service), `: ${b.lost} of ${b.of} lost`), releaseButton(b.service, this.changed)));
     return pairs([
       ["Link", el("span", { class: r.connected ? "state ready" : "problem" }, r.connected ? "● in reach" : "■ out of reach")],
       ["Member", r.member ? el("code", {}, r.member) : "–"],
@@ -69,8 +68,9 @@ export class Overview {
       ["Revision", String(r.revision)],
       ["Keys", el("code", {}, r.prefix + "/")],
       ["Table", `generation ${s.table_generation}${s.snapshot ? ", from the snapshot" : ""}`],
-      ["Set aside", s.quarantined?.length ? `${s.quarantined.length} keys` : "no key"],
+      ["Set aside", keys(s.quarantined) || "no key"],
       ["Brake", brakes.length > 0 ? el("div", {}, ...brakes) : "not engaged"],
+      ["Orphans", keys(s.orphans)],
     ]);
   }
 
@@ -89,6 +89,11 @@ export class Overview {
 
 function ready(c: Counters): HTMLElement {
   return stateBar(new Map([["ready", c.ready], ["not ready", c.instances - c.ready]]));
+}
+
+// keys writes how many they are; nothing where there are none.
+function keys(list: unknown[] | undefined): string {
+  return !list?.length ? "" : list.length === 1 ? "1 key" : `${list.length} keys`;
 }
 
 // plots are those of everything, or of one service.

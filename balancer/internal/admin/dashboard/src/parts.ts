@@ -194,8 +194,18 @@ export function confirm(title: string, what: string, method: string, path: strin
     } }, "Do it"), copyButton("Copy as curl", () => curl), ...more, el("button", { type: "button", onclick: () => box.close() }, "Cancel")));
 }
 
+export function serviceLink(service: string): HTMLElement { return el("a", { href: "#/services/" + encodeURIComponent(service) }, service); }
+
+// braked names whose brake it is: an empty name is all services together.
+export function braked(service: string): Node | string { return service === "" ? "all services" : serviceLink(service); }
+
+// releaseButton is for the brake of a service; that of all services ends by itself, and has none.
+export function releaseButton(service: string, done: () => void): Node | string {
+  return service === "" ? "" : el("button", { type: "button", onclick: () => release(service, done) }, "Release…");
+}
+
 // release asks whether the suspects of a service are to be given up.
-export function release(service: string, done: () => void): void {
+function release(service: string, done: () => void): void {
   confirm(`Release the brake of ${service}?`, "Instances whose records were lost serve on while they answer. This gives them up at once: for when you know that they are not to serve. " +
     "Those that register again come back.", "POST", `/api/v1/services/${encodeURIComponent(service)}/release`, undefined, done);
 }
