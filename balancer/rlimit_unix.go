@@ -4,7 +4,7 @@ package balancer
 
 import "syscall"
 
-// socketReserve are descriptors that are not for sockets of the data plane: etcd, the admin API, logs, certificates, pipes.
+// socketReserve are descriptors that are not for sockets of the data plane: etcd, the admin API, logs, certificates.
 const socketReserve = 256
 
 // socketBound is how many sockets the data plane may have open, by the limit on file descriptors, so that running into it

@@ -24,7 +24,7 @@ const haveEpoll = true
 type loops struct {
 	Options
 	all       []*loop
-	sockets   atomic.Int64 // open, those on their way to a loop included
+	sockets   atomic.Int64 // open, those on their way to a loop and the ends of pipes included
 	closeIdle atomic.Bool
 }
 
@@ -427,7 +427,7 @@ func (l *loop) shutdown() {
 		l.resume()
 	}
 	for _, p := range l.pipes.all() {
-		p.close()
+		l.closePipe(p)
 	}
 	for _, co := range l.coros.all() {
 		co.stop()
@@ -650,7 +650,7 @@ func (l *loop) sweep() {
 	}
 	l.buffers.shrink()
 	for _, p := range l.pipes.shrink() {
-		p.close()
+		l.closePipe(p)
 	}
 }
 

@@ -106,7 +106,7 @@ func Splice(dst, src Conn, prefix []byte, n int64) (written int64, rerr, werr er
 	switch {
 	case p == nil:
 	case held > 0:
-		p.close() // bytes are left in it
+		l.closePipe(p) // bytes are left in it
 	default:
 		l.pipes.give(p)
 	}
@@ -129,19 +129,25 @@ func plain(c Conn) *conn {
 	}
 }
 
-// pipe takes a pipe; nil when there can be no more.
+// pipe takes a pipe; nil when there can be no more. Its ends count as sockets.
 func (l *loop) pipe() *pipe {
 	if p, ok := l.pipes.take(); ok {
 		return p
 	}
-	if l.usage.Pipes >= maxPipes {
+	if l.usage.Pipes >= maxPipes || l.engine.full(1) {
 		return nil
 	}
 	p, err := newPipe()
 	if err != nil {
 		return nil
 	}
+	l.engine.sockets.Add(2)
 	return p
+}
+
+func (l *loop) closePipe(p *pipe) {
+	p.close()
+	l.engine.sockets.Add(-2)
 }
 
 // fill moves what there is, at most n bytes, into an empty pipe.
