@@ -183,3 +183,43 @@ func attributes(list []*commonpb.KeyValue) map[string]string {
 	}
 	return out
 }
+
+// Where a trace begins here, nothing is left of what a client sends of another one; where it goes on, its state goes along.
+func TestTraceState(t *testing.T) {
+	s := httptest.NewServer(&receiver{})
+	t.Cleanup(s.Close)
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", s.URL)
+	var got http.Header
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { got = q.Header }))
+	t.Cleanup(up.Close)
+	d := run(t, nil, func(c *config.Config) {
+		c.Etcd.Disabled, c.AutoRoutes = true, false
+		c.Routes = []config.Route{{Name: "all", Path: "/", Service: "web"}}
+		c.Services = map[string]config.Service{"web": {Instances: []config.StaticInstance{{Address: up.Listener.Addr().String()}}}}
+	})
+	const id = "0af7651916cd43dd8448eb211c80319c"
+	for parent, goesOn := range map[string]bool{
+		"00-" + id + "-b7ad6b7169203331-01": true,
+		"00-" + id + "-0000000000000000-01": false,
+		"00-" + id:                          false,
+		"":                                  false,
+	} {
+		req, err := http.NewRequest("GET", d.url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = http.Header{"Traceparent": {parent}, "Tracestate": {"a=b"}, "Baggage": {"c=d"}}
+		if parent == "" {
+			req.Header.Del("Traceparent")
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		fields := got["Traceparent"]
+		if len(fields) != 1 || len(fields[0]) != 55 || strings.Contains(fields[0], id) != goesOn || (got.Get("Tracestate") == "a=b") != goesOn || got.Get("Baggage") != "c=d" {
+			t.Errorf("%q: the instance got %v", parent, got)
+		}
+	}
+}

@@ -30,7 +30,9 @@ type Hop struct {
 	Upgrade []byte
 	// TraceParent takes the place of the client's; empty leaves that as it is.
 	TraceParent []byte
-	Edit        Edit
+	// NewTrace says that TraceParent begins a trace: a tracestate of the client's belongs to another one.
+	NewTrace bool
+	Edit     Edit
 }
 
 // Edit changes fields that are passed on. The zero value changes nothing.
@@ -241,7 +243,7 @@ func appendFields(out []byte, f *fields, names bool, hop *Hop, remove []string) 
 		}
 		if !keep || names && f.named(f.name(i)) || remove != nil && removed(remove, f.name(i)) ||
 			hop != nil && (int(x.colon-x.start) == len(hop.IDLower) && twins(f.name(i), hop.IDLower) ||
-				len(hop.TraceParent) > 0 && EqualFold(f.name(i), "traceparent")) {
+				len(hop.TraceParent) > 0 && (EqualFold(f.name(i), "traceparent") || hop.NewTrace && EqualFold(f.name(i), "tracestate"))) {
 			continue
 		}
 		if x.start != to {

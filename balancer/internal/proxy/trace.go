@@ -67,7 +67,7 @@ func (x *exchange) nextSpan() {
 	f[35] = '-'
 	hex.Encode(f[36:52], id[:])
 	copy(f[52:], "-01")
-	x.hop.TraceParent = f[:]
+	x.hop.TraceParent, x.hop.NewTrace = f[:], t.Parent == SpanID{}
 }
 
 // traced records an attempt that has ended.
