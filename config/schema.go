@@ -67,6 +67,8 @@ var constraints = map[string]map[string]any{
 	"services.instances":           {"required": []string{"address"}},
 	"services.instances.weight":    {"minimum": 0, "maximum": registry.MaxWeight, "default": registry.DefaultWeight},
 	"listeners":                    {"required": []string{"address"}},
+
+	"etcd.embedded.initial_cluster_state": {"enum": clusterStates, "default": "new"},
 }
 
 // schemaOf describes t; def holds the defaults, or is invalid inside lists and maps.

@@ -76,11 +76,15 @@ type Etcd struct {
 type Embedded struct {
 	Dir    string `yaml:"dir"`    // of its data; it is made
 	Name   string `yaml:"name"`   // of this member; default rota
-	Client string `yaml:"client"` // host:port that clients come to; default 127.0.0.1:2379. Beyond loopback it needs Cert
+	Client string `yaml:"client"` // host:port that clients come to; default 127.0.0.1:2379. Beyond loopback it needs CACert and Cert
 	// Members are all members by name, each with the host:port at which the others reach it; this one listens there. Empty is this
 	// one alone.
 	Members map[string]string `yaml:"members"`
-	// Cert and Key are PEM files for clients and members alike, CACert that which theirs have to be signed by.
+	// InitialClusterState is new (default), or existing for a member that joins others who serve already. Once Dir has a member in it, it
+	// means nothing.
+	InitialClusterState string `yaml:"initial_cluster_state"`
+	// Cert and Key are PEM files for clients and members alike, CACert that which theirs have to be signed by; without it
+	// nobody is asked for one.
 	CACert string `yaml:"cacert"`
 	Cert   string `yaml:"cert"`
 	Key    string `yaml:"key"`
@@ -121,7 +125,7 @@ type Listener struct {
 	// header, version 1 or 2. On a unix socket "unix" stands for every peer. Connections from elsewhere have none.
 	ProxyProtocol []string `yaml:"proxy_protocol"`
 	// MaxConnections bounds the open connections of this listener, and those of one client address (an IPv6 client is
-	// its /64); further ones wait in the kernel's queue, or are closed. Zero is no bound.
+	// its /64); further ones are closed. Zero is no bound.
 	MaxConnections          int `yaml:"max_connections"`
 	MaxConnectionsPerClient int `yaml:"max_connections_per_client"`
 	// Mode are the permissions of a unix socket, octal; default 0660.

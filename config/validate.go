@@ -42,6 +42,8 @@ var (
 	levels    = []string{"debug", "info", "warn", "error"}
 	protocols = []string{"http", "https"}
 
+	clusterStates = []string{"new", "existing"}
+
 	checkTypes = []string{"http", "tcp", "grpc"}
 
 	// What instances may register.
@@ -461,7 +463,14 @@ func (s *source) embedded(etcd *Etcd) {
 	if len(e.Members) > 0 && e.Members[e.Name] == "" {
 		s.report("etcd.embedded.members", fmt.Sprintf("this member, %q, is not among them", clip(e.Name)), "add it, or set name to one that is")
 	}
-	if n := len(e.Members); n > 0 && n%2 == 0 {
+	joins := e.InitialClusterState == "existing"
+	if e.InitialClusterState != "" {
+		s.oneOf("etcd.embedded.initial_cluster_state", e.InitialClusterState, clusterStates)
+	}
+	if joins && len(e.Members) < 2 {
+		s.report("etcd.embedded.initial_cluster_state", "there is no member to join", "list all in members, this one too")
+	}
+	if n := len(e.Members); n > 0 && n%2 == 0 && !joins { // on the way from one to three there are two
 		s.report("etcd.embedded.members", fmt.Sprintf("%d members stand no more failures than %d", n, n-1), "have one, three or five")
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.Members)) {
@@ -469,6 +478,8 @@ func (s *source) embedded(etcd *Etcd) {
 			s.report(join("etcd.embedded.members", name), fmt.Sprintf("%q is not host:port", clip(e.Members[name])), "write it as in 10.0.0.1:2380")
 		} else if e.Cert == "" && !loopback(host) {
 			s.report(join("etcd.embedded.members", name), "members talk to each other beyond loopback, without certificates", "add cert, key and cacert")
+		} else if e.CACert == "" && !loopback(host) {
+			s.report(join("etcd.embedded.members", name), "members talk to each other beyond loopback, and ask nobody for a certificate", "add cacert, the authority that has signed theirs")
 		}
 	}
 	switch {
@@ -482,8 +493,12 @@ func (s *source) embedded(etcd *Etcd) {
 		s.report("etcd.embedded.client", fmt.Sprintf("%q is not host:port", clip(e.Client)), "write it as in 127.0.0.1:2379")
 		return
 	}
-	if e.Cert == "" && !loopback(host) {
+	switch {
+	case loopback(host):
+	case e.Cert == "":
 		s.report("etcd.embedded.client", "beyond loopback anybody could write what is routed", "add cert and key, and cacert so that clients need a certificate")
+	case e.CACert == "":
+		s.report("etcd.embedded.client", "beyond loopback anybody could write what is routed: clients need no certificate", "add cacert, the authority that has signed theirs")
 	}
 }
 

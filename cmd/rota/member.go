@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/url"
@@ -41,6 +42,7 @@ func startMember(e config.Embedded, log *zap.Logger) (*embed.Etcd, error) {
 		}
 		c.InitialCluster = strings.Join(list, ",")
 		c.InitialClusterToken = "rota"
+		c.ClusterState = cmp.Or(e.InitialClusterState, embed.ClusterStateFlagNew)
 	}
 	if e.Cert != "" {
 		c.ClientTLSInfo = transport.TLSInfo{CertFile: e.Cert, KeyFile: e.Key, TrustedCAFile: e.CACert, ClientCertAuth: e.CACert != ""}
@@ -51,6 +53,10 @@ func startMember(e config.Embedded, log *zap.Logger) (*embed.Etcd, error) {
 	c.QuotaBackendBytes = 2 << 30
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(log.Named("member"))
 	member, err := embed.StartEtcd(c)
+	if err != nil && strings.Contains(err.Error(), "already been bootstrapped") { // etcd has no value for it
+		return nil, fmt.Errorf("etcd.embedded: %w, and %s does not hold it: if its data is lost, run etcdctl member remove and member add on another member, "+
+			"then start this one with initial_cluster_state: existing", err, e.Dir)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("etcd.embedded: %w", err)
 	}

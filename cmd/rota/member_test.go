@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -199,6 +200,85 @@ auto_routes: true
 	if _, err := secure(t, clients["b"], cert, "").Get(ctx, "/rota/services/web/a"); err == nil {
 		t.Error("who has no certificate is let in")
 	}
+}
+
+// What docs/operations.md says of members that join: one of three that has lost its disk, and a fourth.
+func TestEmbeddedJoin(t *testing.T) {
+	t.Parallel()
+	dir, peers, clients := t.TempDir(), map[string]string{}, map[string]string{}
+	for _, n := range []string{"a", "b", "c", "d"} {
+		peers[n], clients[n] = freeAddr(t), freeAddr(t)
+	}
+	members := fmt.Sprintf("a: %q, b: %q, c: %q", peers["a"], peers["b"], peers["c"])
+	start := func(n, more string) *child {
+		t.Helper()
+		return spawn(t, "serve", "-c", write(t, "rota.yaml", fmt.Sprintf(`
+etcd: {embedded: {dir: %s, name: %s, client: %q, members: {%s}%s}}
+listeners: [{address: "127.0.0.1:0"}]
+admin: {address: "off"}
+`, filepath.Join(dir, n), n, clients[n], members, more)))
+	}
+	knows := func(n string) {
+		t.Helper()
+		cli := etcdtest.NewClient(t, clientv3.Config{Endpoints: []string{clients[n]}})
+		until(t, "what "+n+" knows", func() bool {
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			got, err := cli.Get(ctx, "/rota/services/web/a") // linearizable
+			return err == nil && got.Count == 1
+		})
+	}
+	start("a", "")
+	start("b", "")
+	c := start("c", "")
+	cli := etcdtest.NewClient(t, clientv3.Config{Endpoints: []string{clients["a"]}})
+	until(t, "a record", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		_, err := cli.Put(ctx, "/rota/services/web/a", "127.0.0.1:1")
+		return err == nil
+	})
+	add := func(n string) {
+		t.Helper()
+		until(t, "a place for "+n, func() bool { // members that have met just now take no other
+			_, err := cli.MemberAdd(t.Context(), []string{"http://" + peers[n]})
+			return err == nil
+		})
+	}
+
+	knows("c")
+	c.Process.Kill()
+	<-c.done
+	if err := os.RemoveAll(filepath.Join(dir, "c")); err != nil {
+		t.Fatal(err)
+	}
+	c = start("c", "")
+	if status := c.exit(); status != exitFailed || !strings.Contains(c.out.String(), "member remove") || !strings.Contains(c.out.String(), "initial_cluster_state: existing") {
+		t.Fatalf("without its data: %d %s", status, c.out)
+	}
+	list, err := cli.MemberList(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range list.Members {
+		if m.Name == "c" {
+			if _, err := cli.MemberRemove(t.Context(), m.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	add("c")
+	c = start("c", ", initial_cluster_state: existing")
+	knows("c")
+	c.Process.Signal(syscall.SIGTERM)
+	c.exit()
+	start("c", "") // it has data, and is not asked
+	knows("c")
+
+	add("d")
+	members += fmt.Sprintf(", d: %q", peers["d"])
+	start("d", ", initial_cluster_state: existing")
+	knows("d")
 }
 
 // secure is a client that trusts a certificate, and shows it if it has the key.
