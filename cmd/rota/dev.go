@@ -45,11 +45,10 @@ func dev(cmd *cobra.Command, o *overrides) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	log, _, err := newLogger(cfg.Log.Level)
+	log, _, err := daemonLogger(cmd, cfg.Log.Level)
 	if err != nil {
 		return err
 	}
-	defer log.Sync()
 
 	endpoint, stop, err := devMember(out, log)
 	if err != nil {

@@ -4,6 +4,8 @@ package main
 
 import (
 	"bufio"
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -325,6 +327,139 @@ func TestStuckLog(t *testing.T) {
 			}
 		})
 	}
+}
+
+// full fills a pipe, at a path.
+func full(t *testing.T, path string) {
+	t.Helper()
+	fd, err := syscall.Open(path, syscall.O_WRONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	for page := bytes.Repeat([]byte{'\n'}, os.Getpagesize()); err == nil; {
+		_, err = syscall.Write(fd, page)
+	}
+	if err != syscall.EAGAIN {
+		t.Fatal(err)
+	}
+}
+
+// Nobody reads stderr, and the pipe is full: instances and routes come and go all the same, the watchdog is answered, and the
+// daemon ends when it is told to. What it had to say is still there for a reader who comes back.
+func TestStuckEventLog(t *testing.T) {
+	stuck := func(t *testing.T) (path string, stderr *os.File, reader *bufio.Reader) {
+		t.Helper()
+		path = filepath.Join(t.TempDir(), "stderr")
+		if err := syscall.Mkfifo(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := os.OpenFile(path, os.O_RDWR, 0) // there is a reader, for as long as the test lasts
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { r.Close(); w.Close() })
+		r.SetReadDeadline(time.Now().Add(time.Minute))
+		return path, w, bufio.NewReader(r)
+	}
+	soon := func(t *testing.T, c *child, want int) {
+		t.Helper()
+		select {
+		case <-c.done:
+			if status := c.ProcessState.ExitCode(); status != want {
+				t.Errorf("exit %d", status)
+			}
+		case <-time.After(8 * time.Second):
+			t.Error("still running long after it should have ended")
+		}
+	}
+
+	t.Run("serve", func(t *testing.T) {
+		etcd := etcdtest.Start(t)
+		put := func(key, value string) {
+			t.Helper()
+			if _, err := etcd.Client().Put(t.Context(), key, value); err != nil {
+				t.Fatal(err)
+			}
+		}
+		remove := func(key string) {
+			t.Helper()
+			if _, err := etcd.Client().Delete(t.Context(), key); err != nil {
+				t.Fatal(err)
+			}
+		}
+		file := write(t, "rota.yaml", "")
+		path, stderr, reader := stuck(t)
+		cmd := exec.Command(os.Args[0], "serve", "-c", file, "--endpoints", etcd.Endpoints()[0], "--listen", "127.0.0.1:0",
+			"--admin", "127.0.0.1:0", "--auto-routes", "--access-log", "off", "--grace", "1s")
+		cmd.Stderr = stderr
+		c := launch(t, cmd)
+		for !strings.Contains(c.out.String(), "admin API") { // and then no more
+			line, err := reader.ReadBytes('\n')
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.out.Write(line)
+		}
+		address, admin := c.find(listening), c.find(adminURL)
+		put("/rota/services/web/a", named(t, "a"))
+		answered := func(host, want string) {
+			t.Helper()
+			until(t, host+" is answered by "+want, func() bool { _, body, _ := get(t, address, host, "/"); return body == want })
+		}
+		answered("web.localhost", "a")
+
+		full(t, path)
+		for i := range 300 {
+			key := fmt.Sprintf("/rota/services/many/%d", i)
+			put(key, "127.0.0.1:1")
+			remove(key)
+		}
+		put("/rota/services/web/b", named(t, "b"))
+		remove("/rota/services/web/a")
+		answered("web.localhost", "b")
+		put("/rota/routes/r", `{"host":"a.example.com","service":"web"}`)
+		answered("a.example.com", "b")
+		if err := os.WriteFile(file, []byte("routes: [{name: f, host: b.example.com, service: web}]\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c.Process.Signal(syscall.SIGHUP)
+		answered("b.example.com", "b")
+		if status, _, _ := get(t, admin, admin, "/api/v1/status"); status != 200 { // which the control loop answers, as it does the watchdog
+			t.Errorf("status: %d", status)
+		}
+
+		for _, want := range []string{`"service":"many"`, "configuration reloaded"} {
+			for found := false; !found; {
+				line, err := reader.ReadBytes('\n')
+				if err != nil {
+					t.Fatalf("no line with %s: %v", want, err)
+				}
+				line = bytes.TrimSpace(line)
+				if len(line) > 0 && !json.Valid(line) || bytes.Contains(line, []byte("lines are missing")) {
+					t.Errorf("%q", line)
+				}
+				found = bytes.Contains(line, []byte(want))
+			}
+		}
+
+		full(t, path)
+		c.Process.Signal(syscall.SIGTERM)
+		soon(t, c, exitOK)
+	})
+
+	// It cannot even say why it does not start.
+	t.Run("start", func(t *testing.T) {
+		path, stderr, _ := stuck(t)
+		full(t, path)
+		cmd := exec.Command(os.Args[0], "serve", "-c", write(t, "rota.yaml", "etcd: {disabled: true}\n"), "--listen", named(t, "busy"), "--admin", "off")
+		cmd.Stderr = stderr
+		soon(t, launch(t, cmd), exitFailed)
+	})
 }
 
 // private looks whether a process that the daemon starts would get any of its descriptors, beside the standard ones. It

@@ -68,7 +68,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
+	defer flush(cmd)
 	err := cmd.Execute()
+	stderr = cmd.ErrOrStderr() // of a daemon, a queue
 	var usage usageError
 	var other statusError
 	switch {

@@ -54,8 +54,9 @@ const programArg = "test-program"
 // command runs a command line to its end, in this process.
 func command(t *testing.T, list ...string) (status int, stdout, stderr string) {
 	t.Helper()
-	var out, errs bytes.Buffer
-	status = run(list, &out, &errs)
+	var out bytes.Buffer
+	errs := newSyncBuffer() // a daemon that has ended may still be logging
+	status = run(list, &out, errs)
 	if strings.Contains(errs.String(), "goroutine ") {
 		t.Errorf("a stack: %s", errs.String())
 	}
@@ -163,6 +164,9 @@ func TestServeRefuses(t *testing.T) {
 					t.Errorf("%q does not say %q", errs, want)
 				}
 			}
+			if log, _, _ := strings.Cut(errs, "rota: "); strings.HasPrefix(name, "busy") && !strings.Contains(log, "rota starts") {
+				t.Errorf("the log is not before the last word: %q", errs)
+			}
 		})
 	}
 }
@@ -179,6 +183,8 @@ type syncBuffer struct {
 	ch  chan struct{}
 	buf bytes.Buffer
 }
+
+func newSyncBuffer() *syncBuffer { return &syncBuffer{ch: make(chan struct{}, 1)} }
 
 func (b *syncBuffer) Write(p []byte) (int, error) {
 	b.ch <- struct{}{}
@@ -200,10 +206,13 @@ func spawn(t *testing.T, list ...string) *child {
 // launch starts what becomes the command sooner or later.
 func launch(t *testing.T, cmd *exec.Cmd) *child {
 	t.Helper()
-	c := &child{Cmd: cmd, t: t, out: &syncBuffer{ch: make(chan struct{}, 1)}, done: make(chan struct{})}
+	c := &child{Cmd: cmd, t: t, out: newSyncBuffer(), done: make(chan struct{})}
 	c.Env = append(append(os.Environ(), "ROTA_TEST_MAIN=1"), cmd.Env...)
-	if c.Stderr = c.out; c.Stdout == nil {
+	if c.Stdout == nil {
 		c.Stdout = c.out
+	}
+	if c.Stderr == nil {
+		c.Stderr = c.out
 	}
 	c.Dir = t.TempDir()
 	if err := c.Start(); err != nil {

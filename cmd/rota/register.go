@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/rota-lb/rota/cmd/rota/internal/sidecar"
 	"github.com/rota-lb/rota/registry"
@@ -115,7 +117,7 @@ func (r *registering) run(cmd *cobra.Command, command []string) error {
 		return err
 	}
 	r.where.options(&r.etcd)
-	log, _, err := newLogger(r.logLevel)
+	log, _, err := newLogger(r.logLevel, zapcore.Lock(os.Stderr))
 	if err != nil {
 		return usageError{err}
 	}

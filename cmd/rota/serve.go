@@ -118,11 +118,10 @@ func serve(cmd *cobra.Command, o *overrides) error {
 	if err != nil {
 		return err
 	}
-	log, level, err := newLogger(cfg.Log.Level)
+	log, level, err := daemonLogger(cmd, cfg.Log.Level)
 	if err != nil {
 		return err
 	}
-	defer log.Sync()
 	log.Info("rota starts", zap.String("version", versionText()), zap.String("config", orNone(file)), zap.Int("pid", os.Getpid()))
 
 	sockets, err := balancer.InheritSockets()
@@ -289,21 +288,25 @@ func connect(c config.Etcd, log *zap.Logger) (*registryetcd.Client, error) {
 // presenceTTL is how long a daemon that has died still shows in the registry: instances that leave wait for it that long.
 const presenceTTL = 5 * time.Second
 
-// newLogger logs to stderr: lines for a terminal, JSON for anything else.
-func newLogger(level string) (*zap.Logger, zap.AtomicLevel, error) {
+// newLogger logs to out, through which it gets to stderr.
+func newLogger(level string, out zapcore.WriteSyncer) (*zap.Logger, zap.AtomicLevel, error) {
 	at, err := zap.ParseAtomicLevel(level)
 	if err != nil {
 		return nil, at, fmt.Errorf("log level %q: use debug, info, warn or error", level)
 	}
+	return zap.New(zapcore.NewCore(newEncoder(), out, at), zap.ErrorOutput(out)), at, nil
+}
+
+// newEncoder writes lines for a terminal, JSON for anything else.
+func newEncoder() zapcore.Encoder {
 	enc := zap.NewProductionEncoderConfig()
-	encoder := zapcore.NewJSONEncoder(enc)
-	if isTerminal(os.Stderr) {
-		enc.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
-		enc.EncodeLevel = zapcore.CapitalLevelEncoder
-		enc.ConsoleSeparator = "  "
-		encoder = zapcore.NewConsoleEncoder(enc)
+	if !isTerminal(os.Stderr) {
+		return zapcore.NewJSONEncoder(enc)
 	}
-	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(os.Stderr), at)), at, nil
+	enc.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
+	enc.EncodeLevel = zapcore.CapitalLevelEncoder
+	enc.ConsoleSeparator = "  "
+	return zapcore.NewConsoleEncoder(enc)
 }
 
 // isTerminal reports whether f is a character device.
