@@ -81,7 +81,8 @@ type Balancer struct {
 	engine   netloop.Engine
 	sockets  *listen.Sockets
 	serving  []listen.Listener
-	limits   []*listen.Limits // of those
+	limits   []*listen.Limits       // of those
+	failed   []*pool.Counts[string] // likewise: connections that did not get as far as a request, by reason
 	certs    []*listen.Certificates
 	guard    *proxy.Guard
 	admin    net.Listener // nil when off
@@ -214,7 +215,15 @@ type kept interface {
 
 // bind makes a listener ready to be served.
 func (b *Balancer) bind(l config.Listener) error {
-	door := &listen.Door{Next: b.proxy, Handshake: b.config.Timeouts.Handshake, FirstByte: b.config.Timeouts.RequestHead}
+	failed := &pool.Counts[string]{}
+	door := &listen.Door{
+		Next: b.proxy, Handshake: b.config.Timeouts.Handshake, FirstByte: b.config.Timeouts.RequestHead,
+		Failed: func(peer netip.AddrPort, reason string, err error) {
+			failed.Add(reason)
+			b.options.Logger.Debug("a connection did not get as far as a request", zap.String("listener", l.Address),
+				zap.Stringer("peer", peer), zap.String("reason", reason), zap.Error(err))
+		},
+	}
 	var err error
 	if door.Proxies, door.ProxyUnix, err = config.Networks(l.ProxyProtocol); err != nil {
 		return err
@@ -243,7 +252,7 @@ func (b *Balancer) bind(l config.Listener) error {
 		limits.Speaks = door.Speaks
 	}
 	served.Admission = limits
-	b.limits = append(b.limits, limits)
+	b.limits, b.failed = append(b.limits, limits), append(b.failed, failed)
 	b.serving = append(b.serving, served)
 	return nil
 }

@@ -360,3 +360,52 @@ func TestClientLimitBehindBalancer(t *testing.T) {
 		}
 	})
 }
+
+// A connection that does not get as far as a request leaves a reason.
+func TestFailedConnections(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		_, _, cert, key := pair(t, "shop.example")
+		d := run(t, nil, func(c *config.Config) {
+			c.Engine, c.Etcd.Disabled, c.Timeouts.Handshake = engine, true, 200*time.Millisecond
+			c.Listeners = []config.Listener{
+				{Address: "127.0.0.1:0", Protocol: "https", TLS: config.TLS{Certificates: []config.Certificate{{Cert: cert, Key: key}}}},
+				{Address: "127.0.0.1:0", Protocol: "http", ProxyProtocol: []string{"127.0.0.0/8"}},
+			}
+		})
+		for i, tc := range []struct {
+			listener int
+			says     string
+			closes   bool
+			reason   string
+		}{
+			{0, "GET / HTTP/1.1\r\n\r\n", false, "tls"}, {0, "\x16", true, "closed"}, {0, "\x16\x03\x01", false, "timeout"},
+			{1, "GET / HTTP/1.1\r\n\r\n", false, "proxy_header"}, {1, "PROXY ", true, "closed"}, {1, "PROXY ", false, "timeout"},
+		} {
+			c, err := net.Dial("tcp", d.Addresses()[tc.listener].String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(c, tc.says)
+			if tc.closes {
+				c.Close()
+			} else {
+				io.Copy(io.Discard, c)
+			}
+			c.Close()
+			count := func() (n uint64) {
+				d.failed[tc.listener].Each(func(reason string, k uint64) {
+					if reason == tc.reason {
+						n = k
+					}
+				})
+				return n
+			}
+			for deadline := time.Now().Add(10 * time.Second); count() != 1 && time.Now().Before(deadline); {
+				time.Sleep(time.Millisecond)
+			}
+			if n := count(); n != 1 {
+				t.Errorf("%d: %d of reason %s", i, n, tc.reason)
+			}
+		}
+	})
+}

@@ -25,7 +25,7 @@ func (b *Balancer) sample() telemetry.Sample {
 	s.SpansSlow, s.SpansFailed = b.tracing.Dropped()
 	for i, l := range b.limits {
 		c := l.Counts()
-		s.Listeners = append(s.Listeners, telemetry.Listener{Address: b.listener(i), Open: c.Open, Accepted: c.Accepted, Refused: c.Refused})
+		s.Listeners = append(s.Listeners, telemetry.Listener{Address: b.listener(i), Open: c.Open, Accepted: c.Accepted, Refused: c.Refused, Failed: named(b.failed[i])})
 	}
 	files := map[string]bool{} // listeners may share one
 	for _, c := range b.certs {

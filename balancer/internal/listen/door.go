@@ -2,7 +2,12 @@ package listen
 
 import (
 	"crypto/tls"
+	"errors"
+	"io"
+	"net"
 	"net/netip"
+	"os"
+	"syscall"
 	"time"
 
 	"github.com/rota-lb/rota/balancer/internal/netloop"
@@ -22,7 +27,32 @@ type Door struct {
 	TLS *tls.Config
 	// Handshake limits both together, FirstByte the silence after it. Required.
 	Handshake, FirstByte time.Duration
+	// Failed is told, on the loop, of a connection that does not get through: the reason is one of those below. nil is nobody.
+	Failed func(peer netip.AddrPort, reason string, err error)
 }
+
+// Why a connection does not get through.
+const (
+	FailedHeader = "proxy_header" // it is missing, or malformed
+	FailedTLS    = "tls"
+	FailedTime   = "timeout" // of either
+	FailedClosed = "closed"  // by the peer before it was through
+)
+
+func (d *Door) failed(c netloop.Conn, reason string, err error) {
+	switch {
+	case d.Failed == nil || errors.Is(err, errFull):
+		return
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		reason = FailedTime
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), errors.Is(err, syscall.ECONNRESET):
+		reason = FailedClosed
+	}
+	d.Failed(c.Remote(), reason, err)
+}
+
+// errFull says that the client whom a PROXY header names has as many connections as it may have. The limits count that.
+var errFull = errors.New("too many connections of this client")
 
 // Serve implements netloop.Handler. A connection that does not get through is closed; a peer that sends no proper header
 // gets no answer, for it is not known who it is.
@@ -36,14 +66,16 @@ func (d *Door) Serve(c netloop.Conn) time.Duration {
 	}
 	c.SetDeadline(c.Loop().Now().Add(d.Handshake))
 	if proxied {
-		n, ok := readHeader(c)
-		if !ok {
+		n, err := readHeader(c)
+		if err != nil {
+			d.failed(c, FailedHeader, err)
 			return 0
 		}
 		c = n
 	}
 	if d.TLS != nil {
 		if _, err := netloop.Server(c, d.TLS); err != nil {
+			d.failed(c, FailedTLS, err)
 			return 0
 		}
 	}
@@ -70,7 +102,7 @@ type announced struct {
 }
 
 // readHeader reads the header and takes over what it says.
-func readHeader(c netloop.Conn) (*announced, bool) {
+func readHeader(c netloop.Conn) (*announced, error) {
 	b := make([]byte, 0, 256)
 	for {
 		if len(b) == cap(b) {
@@ -81,19 +113,19 @@ func readHeader(c netloop.Conn) (*announced, bool) {
 		h, used, bad := proxyproto.Parse(b)
 		switch {
 		case bad != nil:
-			return nil, false
+			return nil, bad
 		case used > 0:
 			if !h.Local && !c.SetRemote(h.Source) {
-				return nil, false
+				return nil, errFull
 			}
 			a := &announced{Conn: c}
 			if used < len(b) {
 				a.rest = b[used:]
 			}
 			c.SetLayer(a)
-			return a, true
+			return a, nil
 		case err != nil:
-			return nil, false
+			return nil, err
 		}
 	}
 }

@@ -72,12 +72,14 @@ var (
 	openConnections = define(gauge, "open_connections", "Open client connections.", "", "listener")
 	accepted        = define(counter, "connections_accepted_total", "Client connections accepted.", "", "listener")
 	refused         = define(counter, "connections_refused_total", "Client connections closed at once, for the listener's limits.", "", "listener")
-	tunnels         = define(gauge, "tunnels", "Open tunnels: WebSockets and other upgraded connections.", "")
-	shedding        = define(gauge, "shedding", "1 while requests are refused for want of CPU or memory.", "")
-	loopLag         = define(gauge, "loop_lag_seconds", "How long what is ready waits for its loop, at most.", "Rises when the CPU is not enough.")
-	certificateEnd  = define(gauge, "certificate_not_after_timestamp_seconds", "When a listener's certificate ends.", "", "file", "names")
-	logDropped      = define(counter, "access_log_dropped_total", "Access log lines lost because the log was too slow, or full.", "")
-	spansDropped    = define(counter, "spans_dropped_total", "Spans lost, by reason: slow when the collector was slower than the traffic, failed when they could not be sent.",
+	failed          = define(counter, "connections_failed_total", "Client connections that did not get as far as a request, by reason: proxy_header, tls, timeout, closed.",
+		"The log of level debug says more.", "listener", "reason")
+	tunnels        = define(gauge, "tunnels", "Open tunnels: WebSockets and other upgraded connections.", "")
+	shedding       = define(gauge, "shedding", "1 while requests are refused for want of CPU or memory.", "")
+	loopLag        = define(gauge, "loop_lag_seconds", "How long what is ready waits for its loop, at most.", "Rises when the CPU is not enough.")
+	certificateEnd = define(gauge, "certificate_not_after_timestamp_seconds", "When a listener's certificate ends.", "", "file", "names")
+	logDropped     = define(counter, "access_log_dropped_total", "Access log lines lost because the log was too slow, or full.", "")
+	spansDropped   = define(counter, "spans_dropped_total", "Spans lost, by reason: slow when the collector was slower than the traffic, failed when they could not be sent.",
 		"The log says why they could not be sent.", "reason")
 	adminRefused = define(counter, "admin_refused_total", "Requests of the admin API that were refused, by reason: token, host, origin.",
 		"Somebody tries, or Prometheus, the proxy before the API or a page is not set up right; the log names some.", "reason")
@@ -192,6 +194,9 @@ func (m *Metrics) Collect(to chan<- prometheus.Metric) {
 		ch.gauge(openConnections, float64(l.Open), l.Address)
 		ch.count(accepted, l.Accepted, l.Address)
 		ch.count(refused, l.Refused, l.Address)
+		for _, n := range l.Failed {
+			ch.count(failed, n.N, l.Address, n.Name)
+		}
 	}
 	ch.gauge(tunnels, float64(s.Tunnels))
 	ch.gauge(shedding, truth(s.Shedding))

@@ -61,7 +61,7 @@ func full() Sample {
 			Service: "web", Upstream: "10.0.0.1:80", State: "ready", ID: "a", Zone: "eu", Version: "1", Weight: 100, InFlight: 1,
 			Classes: [6]uint64{1, 0, 5}, Errors: list, Ejections: []Named{{"refused", 1}}, Duration: h,
 		}},
-		Listeners: []Listener{{":8080", 3, 9, 1}}, AdminRefused: []Named{{"token", 2}},
+		Listeners: []Listener{{":8080", 3, 9, 1, []Named{{"tls", 1}}}}, AdminRefused: []Named{{"token", 2}},
 		Registry: &Registry{Connected: true, Synced: true, Revision: 9, Relists: []Named{{"start", 1}}, LastSync: time.Unix(1, 0), LeaseTTL: 5 * time.Second},
 		Config:   Config{Good: 1, Last: time.Unix(1, 0)}, Certificates: []Certificate{{"a.pem", "a.example.com", time.Unix(1, 0)}},
 	}

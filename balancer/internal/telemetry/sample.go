@@ -85,6 +85,7 @@ type Listener struct {
 	Address           string
 	Open              int
 	Accepted, Refused uint64
+	Failed            []Named // by reason
 }
 
 // Registry are the figures of the control plane.
