@@ -14,6 +14,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -334,6 +335,63 @@ func TestActions(t *testing.T) {
 			if text, err := io.ReadAll(r); string(text) != "earlyfirstsecond" || err != nil {
 				t.Errorf("the tunnel brought %q, %v", text, err)
 			}
+		}
+	})
+}
+
+// An instance that asks for a certificate gets ours, under a name of its own; who is shown another one, or none, serves nobody. A
+// tunnel goes through TLS on both sides, with what either side says early, and its ends.
+func TestTLSToInstances(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		_, ours, ourFile, ourKey := pair(t, "balancer")
+		up := httptest.NewUnstartedServer(reflector(t))
+		theirs, _, theirFile, _ := pair(t, "backend.internal")
+		up.TLS = &tls.Config{Certificates: []tls.Certificate{theirs}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ours}
+		up.Config.ErrorLog = log.New(io.Discard, "", 0)
+		up.StartTLS()
+		defer up.Close()
+		_, edge, certFile, keyFile := pair(t, "shop.example")
+		d := run(t, nil, func(c *config.Config) {
+			c.Engine, c.Etcd.Disabled = engine, true
+			c.Listeners[0].Protocol = "https"
+			c.Listeners[0].TLS = config.TLS{Certificates: []config.Certificate{{Cert: certFile, Key: keyFile}}}
+			c.Services = map[string]config.Service{}
+			for name, with := range map[string]config.UpstreamTLS{
+				"right":     {CA: theirFile, ServerName: "backend.internal", Cert: ourFile, Key: ourKey},
+				"misnamed":  {CA: theirFile, Cert: ourFile, Key: ourKey}, // by the service's name
+				"anonymous": {CA: theirFile, ServerName: "backend.internal"},
+			} {
+				s := static(up.Listener.Addr().String())
+				s.Protocol, s.TLS = "https", with
+				c.Services[name] = s
+				c.Routes = append(c.Routes, config.Route{Name: name, Path: "/" + name, Service: name})
+			}
+		})
+		client := &tls.Config{RootCAs: edge, ServerName: "shop.example"}
+		b := browser(t, client)
+		for name, want := range map[string]int{"right": 200, "misnamed": 502, "anonymous": 502} {
+			if resp := must(t, b, "GET", strings.Replace(d.url, "http://", "https://", 1)+"/"+name, nil); resp.StatusCode != want {
+				t.Errorf("%s: %d %v", name, resp.StatusCode, resp.Header)
+			}
+		}
+		ws, err := tls.Dial("tcp", strings.TrimPrefix(d.url, "http://"), client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ws.Close()
+		fmt.Fprint(ws, "GET /right HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\nfirst")
+		r := bufio.NewReader(ws)
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil || resp.StatusCode != 101 {
+			t.Fatalf("%v %v", resp, err)
+		}
+		big := strings.Repeat("0123456789abcdef", 64<<10)
+		go func() {
+			fmt.Fprint(ws, big)
+			ws.CloseWrite()
+		}()
+		if text, err := io.ReadAll(r); string(text) != "earlyfirst"+big || err != nil {
+			t.Errorf("the tunnel brought %d bytes, %v", len(text), err)
 		}
 	})
 }
