@@ -937,6 +937,57 @@ func TestClosingWhileSending(t *testing.T) {
 	}
 }
 
+// An instance that closes its idle connections just when the next request comes, as gunicorn does after two seconds of its own: a GET
+// that meets that is sent again, and no client sees any of it.
+func TestIdleRace(t *testing.T) {
+	t.Parallel()
+	const clients, each = 8, 400
+	eachEngine(t, func(t *testing.T, engine string) {
+		up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+			for {
+				head := readHead(r)
+				if head == "" {
+					return
+				}
+				if _, err := io.WriteString(c, own(strings.Fields(head)[1])); err != nil {
+					return
+				}
+				c.SetReadDeadline(time.Now().Add(time.Duration(rand.IntN(300)) * time.Microsecond))
+			}
+		})
+		r := start(t, engine, Settings{}, up.address)
+		var all sync.WaitGroup
+		for n := range clients {
+			c := r.dial()
+			all.Go(func() {
+				for i := range each {
+					id := fmt.Sprintf("/%d-%d", n, i)
+					fmt.Fprintf(c.Conn, "GET %s HTTP/1.1\r\nHost: a\r\n\r\n", id)
+					resp, err := http.ReadResponse(c.r, nil)
+					if err != nil {
+						t.Errorf("%s: %v", id, err)
+						return
+					}
+					body, err := io.ReadAll(resp.Body)
+					if resp.StatusCode != 200 || string(body) != "own "+id || err != nil {
+						t.Errorf("%s: answered %d %q %v", id, resp.StatusCode, body, err)
+					}
+				}
+			})
+		}
+		all.Wait()
+		met := 0
+		for _, rec := range r.wait(clients * each) {
+			if rec.Attempts > 1 {
+				met++
+			}
+		}
+		if t.Logf("%d of %d met a closing connection", met, clients*each); met == 0 {
+			t.Error("none met a closing connection")
+		}
+	})
+}
+
 // A kept connection that ends just before the request is sent. What it shows when it is looked at is heeded; where it ends after that, the
 // proof that nobody has got the request is what decides. Loops look, and then let others go first.
 func TestUnsent(t *testing.T) {
