@@ -604,3 +604,49 @@ services: {s: {instances: [{address: %q}]}}
 		})
 	}
 }
+
+// logrotate moves the access log and sends SIGUSR1: what comes after is in a new file, and nothing is lost.
+func TestRotate(t *testing.T) {
+	t.Parallel()
+	log := filepath.Join(t.TempDir(), "access.log")
+	c := spawn(t, "serve", "-c", write(t, "rota.yaml", fmt.Sprintf(rotateConfig, log, answering(t))))
+	url := "http://" + c.find(listening)
+	ask := func(path string) {
+		t.Helper()
+		resp, err := http.Get(url + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	has := func(file, path string) func() bool {
+		return func() bool {
+			text, _ := os.ReadFile(file)
+			return strings.Contains(string(text), `"uri":"`+path+`"`)
+		}
+	}
+	ask("/before")
+	until(t, "a line", has(log, "/before"))
+	if err := os.Rename(log, log+".1"); err != nil {
+		t.Fatal(err)
+	}
+	ask("/between")
+	c.Process.Signal(syscall.SIGUSR1)
+	until(t, "the new file", func() bool { _, err := os.Stat(log); return err == nil })
+	ask("/after")
+	until(t, "a line in the new file", has(log, "/after"))
+	if !has(log+".1", "/between")() && !has(log, "/between")() || has(log, "/before")() {
+		t.Error("the lines from before are not where they belong")
+	}
+	c.Process.Signal(syscall.SIGTERM)
+	c.exit()
+}
+
+const rotateConfig = `
+etcd: {disabled: true}
+listeners: [{address: "127.0.0.1:0"}]
+admin: {address: "127.0.0.1:0"}
+log: {access: "%s"}
+routes: [{name: a, service: s}]
+services: {s: {instances: [{address: "%s"}]}}
+`
