@@ -1,7 +1,10 @@
 package proxy
 
 import (
+	"bufio"
+	"io"
 	"math"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -68,4 +71,44 @@ func TestGuardMemory(t *testing.T) {
 	if none.admit(a) != "" || none.keepAlive(time.Minute) != time.Minute || none.Shedding() {
 		t.Error("a nil guard sheds")
 	}
+}
+
+// A client that is refused for want of memory or CPU is told so, and when to come again.
+func TestGuardAnswers(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+			for head := readHead(r); head != ""; head = readHead(r) {
+				io.WriteString(c, own("/"))
+			}
+		})
+		r := start(t, engine, Settings{}, up.address)
+		g := &Guard{}
+		r.proxy.Guard = g
+		for _, tc := range []struct {
+			memory int32
+			share  uint32
+			want   []int // of requests on one connection
+			reason Reason
+			goesOn bool
+		}{
+			{tightMemory - 1, 0, []int{200, 200}, "", true},
+			{fullMemory, 0, []int{503}, MemoryPressure, false},
+			{0, 2, []int{200, 200, 503, 503}, CPUPressure, true},
+		} {
+			g.memory.Store(tc.memory)
+			g.share.Store(tc.share)
+			c := r.dial()
+			for i, want := range tc.want {
+				c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+				resp, _ := c.answer("GET")
+				refused := want == 503
+				if resp.StatusCode != want || refused != (resp.Header.Get("Retry-After") != "") || refused && resp.Header.Get("X-Rota-Reason") != string(tc.reason) {
+					t.Errorf("%+v, request %d: %d %v", tc, i, resp.StatusCode, resp.Header)
+				}
+				if resp.Close == tc.goesOn {
+					t.Errorf("%+v, request %d: the connection ends: %v", tc, i, resp.Close)
+				}
+			}
+		}
+	})
 }
