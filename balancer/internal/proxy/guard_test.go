@@ -81,9 +81,8 @@ func TestGuardAnswers(t *testing.T) {
 				io.WriteString(c, own("/"))
 			}
 		})
-		r := start(t, engine, Settings{}, up.address)
 		g := &Guard{}
-		r.proxy.Guard = g
+		r := startWith(t, engine, Settings{}, func(r *rig) { r.guard = g }, up.address)
 		for _, tc := range []struct {
 			memory int32
 			share  uint32

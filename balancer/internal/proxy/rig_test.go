@@ -57,6 +57,7 @@ type rig struct {
 	mirror    string            // address of the one instance of the service "copies"
 	firstByte time.Duration     // how long a new connection may stay silent; zero is the engine's default
 	sockets   int               // that may be open; zero is no bound
+	guard     *Guard            // of the proxy; nil is none
 	loops     int               // zero is two
 
 	mu      sync.Mutex
@@ -118,6 +119,7 @@ func startWith(t *testing.T, engine string, settings Settings, with func(r *rig)
 		t.Fatal(err)
 	}
 	r.proxy = New(r.store, settings, r)
+	r.proxy.Guard = r.guard
 	ln, err := net.Listen("tcp", private)
 	if err != nil {
 		t.Fatal(err)
