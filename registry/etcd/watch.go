@@ -322,7 +322,6 @@ func (w *watch) follow(ctx context.Context, until time.Time, live func()) (err e
 	if len(w.prefixes) > 1 {
 		w.merge = &merger{}
 	}
-	var header *pb.ResponseHeader
 	var early []*pb.WatchResponse // of a watch that is created, while another is not
 	for created := 0; created < len(w.prefixes); {
 		resp, err := stream.Recv()
@@ -339,12 +338,9 @@ func (w *watch) follow(ctx context.Context, until time.Time, live func()) (err e
 		default:
 			early = append(early, resp)
 		}
-		header = resp.Header
 	}
-	if resumed || header.ClusterId != w.store {
-		if err := w.confirm(ctx); err != nil {
-			return err
-		}
+	if err := w.confirm(ctx); err != nil { // also after a list: the store may have been replaced before it took the watch
+		return err
 	}
 	if !tooLate.Stop() {
 		return context.DeadlineExceeded
