@@ -272,7 +272,7 @@ func (w *watch) landmark(ctx context.Context) (header *pb.ResponseHeader, same b
 	if len(w.last.key) == 0 {
 		return nil, true, nil
 	}
-	resp, err := w.c.page(ctx, string(w.last.key), []clientv3.OpOption{clientv3.WithRev(w.rev)})
+	resp, err := w.c.page(ctx, string(w.last.key), []clientv3.OpOption{clientv3.WithRev(max(w.rev, w.last.mod))}) // of a response that broke off, w.rev is from before
 	switch {
 	case errors.Is(err, rpctypes.ErrCompacted):
 		return nil, true, nil

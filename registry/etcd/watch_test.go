@@ -435,6 +435,39 @@ func TestEventsOnce(t *testing.T) {
 	}
 }
 
+// A response that broke off, for a change came after a later one, does not make another store of the one that it came from.
+func TestBrokenOffIsNotElsewhere(t *testing.T) {
+	t.Parallel()
+	s := etcdtest.Start(t)
+	c := dial(t, s.Endpoints())
+	var last registry.Update
+	w := &watch{
+		c: c, log: c.log, seed: maphash.MakeSeed(), prefixes: c.prefixes(registry.Scope{Instances: true}),
+		apply: func(u registry.Update) { last = u },
+	}
+	record := func(id string) *mvccpb.Event {
+		t.Helper()
+		key := registry.Keys{}.Instance("s", id)
+		put(t, s, key, "10.0.0.7:1")
+		got, err := s.Client().Get(limit(t), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &mvccpb.Event{Kv: got.Kvs[0]}
+	}
+	record("a")
+	if err := w.reset(limit(t), RelistStart); err != nil {
+		t.Fatal(err)
+	}
+	early, late := record("b"), record("c")
+	if err := w.events([]*mvccpb.Event{late, early}, 0, nil); !errors.Is(err, errOrder) {
+		t.Fatal(err)
+	}
+	if err := w.reset(limit(t), RelistOrder); err != nil || !last.Reset || last.Elsewhere || len(last.Changes) != 3 {
+		t.Errorf("%v, %+v", err, last)
+	}
+}
+
 // The revision of a list is compacted while it is read: it begins again.
 func TestListCompacted(t *testing.T) {
 	t.Parallel()
