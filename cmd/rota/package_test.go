@@ -124,6 +124,84 @@ func TestCompose(t *testing.T) {
 	}
 }
 
+// The package has what it should, readable to all whoever has built it, but for the configuration; what is below /etc is the operator's.
+// That it can be installed, and leaves nothing when it is purged, is for deploy/debian/check.
+func TestPackage(t *testing.T) {
+	if _, err := exec.LookPath("dpkg-deb"); err != nil {
+		t.Skip("dpkg-deb is not there")
+	}
+	dir := t.TempDir()
+	rota := filepath.Join(dir, "rota")
+	if err := os.WriteFile(rota, []byte("#!/bin/sh\nROTA_TEST_MAIN=1 exec "+os.Args[0]+" \"$@\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	output := func(name string, args ...string) string {
+		t.Helper()
+		out, err := exec.Command(name, args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s %q: %v %s", name, args, err, out)
+		}
+		return string(out)
+	}
+	output("sh", "-c", "umask 077; exec ../../deploy/debian/build v1.2.3 "+rota+" "+dir)
+	packages, err := filepath.Glob(filepath.Join(dir, "rota_1.2.3_*.deb"))
+	if err != nil || len(packages) != 1 {
+		t.Fatal(packages, err)
+	}
+
+	want := map[string]string{
+		"/usr/bin/rota":                               "-rwxr-xr-x",
+		"/etc/rota/rota.yaml":                         "-rw-r-----",
+		"/etc/logrotate.d/rota":                       "-rw-r--r--",
+		"/usr/lib/sysusers.d/rota.conf":               "-rw-r--r--",
+		"/usr/lib/systemd/system/rota.service":        "-rw-r--r--",
+		"/usr/share/bash-completion/completions/rota": "-rw-r--r--",
+		"/usr/share/doc/rota/copyright":               "-rw-r--r--",
+		"/usr/share/doc/rota/examples/rota.socket":    "-rw-r--r--",
+		"/usr/share/doc/rota/rota.example.yaml":       "-rw-r--r--",
+		"/usr/share/man/man5/rota.yaml.5.gz":          "-rw-r--r--",
+		"/usr/share/zsh/vendor-completions/_rota":     "-rw-r--r--",
+	}
+	pages := filepath.Join(dir, "man")
+	if status, _, errs := command(t, "man", pages); status != 0 {
+		t.Fatal(errs)
+	}
+	list, err := filepath.Glob(filepath.Join(pages, "*.1"))
+	if err != nil || len(list) < 20 {
+		t.Fatal(list, err)
+	}
+	for _, page := range list {
+		want["/usr/share/man/man1/"+filepath.Base(page)+".gz"] = "-rw-r--r--"
+	}
+	for line := range strings.Lines(output("dpkg-deb", "-c", packages[0])) {
+		f := strings.Fields(line) // mode, owner, size, date, time, name
+		mode, owner, name := f[0], f[1], strings.TrimPrefix(f[5], ".")
+		switch {
+		case owner != "root/root":
+			t.Errorf("%s is %s's", name, owner)
+		case strings.HasSuffix(name, "/"):
+			if mode != "drwxr-xr-x" {
+				t.Errorf("%s is %s", name, mode)
+			}
+		case want[name] != mode:
+			t.Errorf("%s is %s, want %q", name, mode, want[name])
+		}
+		delete(want, name)
+	}
+	for name := range want {
+		t.Errorf("%s is missing", name)
+	}
+	if got := output("dpkg-deb", "-I", packages[0], "conffiles"); got != "/etc/rota/rota.yaml\n/etc/logrotate.d/rota\n" {
+		t.Errorf("the operator's are %q", got)
+	}
+	for _, script := range []string{"postinst", "prerm", "postrm"} {
+		text, err := os.ReadFile("../../deploy/debian/" + script)
+		if err != nil || output("dpkg-deb", "-I", packages[0], script) != string(text) {
+			t.Errorf("%s is another one (%v)", script, err)
+		}
+	}
+}
+
 // Scripts of the package are ones that a shell can read.
 func TestPackageScripts(t *testing.T) {
 	for _, name := range []string{"postinst", "prerm", "postrm"} {
