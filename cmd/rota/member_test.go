@@ -78,12 +78,7 @@ func TestEmbedded(t *testing.T) {
 // What docs/operations.md says of backups: a member that has lost its disk gets its data back, and so does an etcd elsewhere that the
 // daemon then moves to by another line.
 func TestEmbeddedBackup(t *testing.T) {
-	etcdutl, err := exec.LookPath("../../bin/etcdutl")
-	if err != nil {
-		if etcdutl, err = exec.LookPath("etcdutl"); err != nil {
-			t.Skip("etcdutl is not there: make bin/etcdutl")
-		}
-	}
+	restoreTo := restorer(t)
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok") }))
 	defer up.Close()
 	home := t.TempDir()
@@ -110,36 +105,17 @@ func TestEmbeddedBackup(t *testing.T) {
 		t.Errorf("the quota: %v %v", s, err)
 	}
 
-	backup := filepath.Join(home, "backup.db") // as "etcdctl snapshot save" makes it
-	from, err := cli.Snapshot(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	to, err := os.Create(backup)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.Copy(to, from); err != nil {
-		t.Fatal(err)
-	}
-	to.Close()
-	restore := func(dir string) {
-		t.Helper()
-		out, err := exec.Command(etcdutl, "snapshot", "restore", backup, "--data-dir", dir, "--bump-revision", "1000000000", "--mark-compacted").CombinedOutput()
-		if err != nil {
-			t.Fatalf("%v %s", err, out)
-		}
-	}
+	backup := save(t, cli)
 	c.Process.Signal(syscall.SIGTERM)
 	c.exit()
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	restore(dir)
+	restoreTo(dir, backup)
 	_, address = start(inside)
 	answers(address)
 
-	restore(filepath.Join(home, "elsewhere"))
+	restoreTo(filepath.Join(home, "elsewhere"), backup)
 	elsewhere, err := startMember(config.Embedded{Dir: filepath.Join(home, "elsewhere"), Name: "elsewhere", Client: freeAddr(t)}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
@@ -150,6 +126,114 @@ func TestEmbeddedBackup(t *testing.T) {
 	}
 	_, address = start(fmt.Sprintf("{endpoints: [%q]}", elsewhere.Clients[0].Addr().String()))
 	answers(address)
+}
+
+// save writes a backup as "etcdctl snapshot save" does, and returns its file.
+func save(t *testing.T, cli *clientv3.Client) string {
+	t.Helper()
+	from, err := cli.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := os.Create(filepath.Join(t.TempDir(), "backup.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.Close()
+	if _, err := io.Copy(to, from); err != nil {
+		t.Fatal(err)
+	}
+	return to.Name()
+}
+
+// restorer is the command that makes a data directory of a backup, with what is added to it. Without etcdutl the test is skipped.
+func restorer(t *testing.T) func(dir, backup string, more ...string) {
+	t.Helper()
+	etcdutl, err := exec.LookPath("../../bin/etcdutl")
+	if err != nil {
+		if etcdutl, err = exec.LookPath("etcdutl"); err != nil {
+			t.Skip("etcdutl is not there: make bin/etcdutl")
+		}
+	}
+	return func(dir, backup string, more ...string) {
+		t.Helper()
+		args := append([]string{"snapshot", "restore", backup, "--data-dir", dir, "--bump-revision", "1000000000", "--mark-compacted"}, more...)
+		if out, err := exec.Command(etcdutl, args...).CombinedOutput(); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+	}
+}
+
+// What docs/operations.md says of backups of three: all go back to the same one, which any of them made, and are a cluster again.
+func TestEmbeddedClusterBackup(t *testing.T) {
+	t.Parallel()
+	restoreTo := restorer(t)
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok") }))
+	defer up.Close()
+	home, names, peers, clients := t.TempDir(), []string{"a", "b", "c"}, map[string]string{}, map[string]string{}
+	members, cluster := "", []string{} // as the configuration and as etcdutl name them
+	for _, n := range names {
+		peers[n], clients[n] = freeAddr(t), freeAddr(t)
+		members += fmt.Sprintf("%s: %q, ", n, peers[n])
+		cluster = append(cluster, n+"=http://"+peers[n])
+	}
+	daemons, addresses := map[string]*child{}, map[string]string{}
+	start := func() {
+		t.Helper()
+		for _, n := range names {
+			daemons[n] = spawn(t, "serve", "-c", write(t, "rota.yaml", fmt.Sprintf(`
+etcd: {embedded: {dir: %s, name: %s, client: %q, members: {%s}}}
+listeners: [{address: "127.0.0.1:0"}]
+admin: {address: "off"}
+`, filepath.Join(home, n), n, clients[n], members)))
+		}
+		for _, n := range names {
+			addresses[n] = daemons[n].find(listening)
+		}
+	}
+	put := func(through, key, value string) {
+		t.Helper()
+		cli := etcdtest.NewClient(t, clientv3.Config{Endpoints: []string{clients[through]}})
+		until(t, "a record by "+through, func() bool {
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			_, err := cli.Put(ctx, "/rota/"+key, value)
+			return err == nil
+		})
+	}
+	answer := func(host string, want int) {
+		t.Helper()
+		for _, n := range names {
+			until(t, fmt.Sprintf("%d of %s for %s", want, n, host), func() bool { status, _, _ := get(t, addresses[n], host, "/"); return status == want })
+		}
+	}
+	const shop = `{"host":"shop.example.com","service":"web"}`
+	start()
+	put("a", "services/web/a", up.Listener.Addr().String())
+	put("a", "routes/shop", shop)
+	answer("shop.example.com", 200)
+	backup := save(t, etcdtest.NewClient(t, clientv3.Config{Endpoints: []string{clients["b"]}}))
+	put("c", "routes/shop", `{"host":"wrong.example.com","service":"web"}`)
+	answer("shop.example.com", 404)
+
+	for _, n := range names {
+		daemons[n].Process.Signal(syscall.SIGTERM)
+	}
+	for _, n := range names {
+		daemons[n].exit()
+		if err := os.Rename(filepath.Join(home, n), filepath.Join(home, n+".old")); err != nil {
+			t.Fatal(err)
+		}
+		restoreTo(filepath.Join(home, n), backup, "--name", n, "--initial-cluster", strings.Join(cluster, ","), "--initial-advertise-peer-urls", "http://"+peers[n])
+	}
+	start()
+	answer("shop.example.com", 200)
+	answer("wrong.example.com", 404)
+	// One may go again: the others are more than half of the three.
+	daemons["a"].Process.Kill()
+	names = names[1:]
+	put("b", "routes/more", strings.Replace(shop, "shop", "more", 1))
+	answer("more.example.com", 200)
 }
 
 // Three daemons are a cluster, with TLS; one of them may go.
