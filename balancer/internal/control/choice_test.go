@@ -21,7 +21,7 @@ func TestChoiceIsThePickers(t *testing.T) {
 	random := rand.New(rand.NewPCG(5, 6))
 	c.update(&registry.Update{Reset: true, Revision: 1, StoreID: 1})
 	now, revision := time.Now(), int64(1)
-	seen := map[string]int{}
+	seen := map[string]int{} // how many states are of each kind
 	for state := range 1000 {
 		id := fmt.Sprint(random.IntN(8))
 		var e *pool.Endpoint
@@ -35,7 +35,7 @@ func TestChoiceIsThePickers(t *testing.T) {
 		change := registry.Change{
 			Kind: registry.KindInstance, Key: "/rota/services/web/" + id, Service: "web", ID: id, Lease: 7, CreateRevision: revision, ModRevision: revision,
 		}
-		switch what := random.IntN(9); {
+		switch what := random.IntN(10); {
 		case what < 4 || e == nil:
 			weight := []int{0, 1, 100, 5000}[random.IntN(4)]
 			change.Instance = &registry.Instance{
@@ -54,6 +54,11 @@ func TestChoiceIsThePickers(t *testing.T) {
 			c.fold.Probed(e, membership.Outcome(random.IntN(3)), now, c.touched)
 		case what == 8:
 			c.fold.Failing(e, "failure_rate", "why", now, c.touched)
+		case what == 9:
+			said := []string{`{"drain":false}`, `{"drain":true}`, `{"weight":0}`, `{"weight":7}`}[random.IntN(4)]
+			c.update(&registry.Update{Revision: revision, StoreID: 1, Changes: []registry.Change{{
+				Kind: registry.KindPolicy, Key: "/rota/policies/web", Service: "web", Value: []byte(`{"overrides":{"` + id + `":` + said + `}}`), CreateRevision: 1, ModRevision: revision,
+			}}})
 		}
 		if random.IntN(4) == 0 {
 			c.fold.Expire(now, c.touched)
@@ -69,14 +74,25 @@ func TestChoiceIsThePickers(t *testing.T) {
 				picked[e.ID] = true
 			}
 		}
-		choice := c.choice(p)
+		choice, weights := c.choice(p), c.weights("web")
+		is := map[string]bool{"nobody is chosen": p.Len() == 0, "one is chosen": p.Len() == 1}
 		if len(choice.Endpoints) != len(c.fold.Members("web")) {
 			t.Fatalf("state %d: %d of %d instances are explained", state, len(choice.Endpoints), len(c.fold.Members("web")))
 		}
 		chosen := 0
 		for _, x := range choice.Endpoints {
-			seen[string(x.Verdict.State)]++
-			id := x.Endpoint.ID
+			id, weight := x.Endpoint.ID, weights[x.Endpoint]
+			is[string(x.Verdict.State)] = true
+			switch s, own := x.Verdict.State, x.Record.EffectiveWeight(); {
+			case !x.Chosen && s == membership.Ready && weight.Of(own) == 0:
+				is["weight 0"] = true
+			case x.Chosen && (s == membership.Down || s == membership.Ejected):
+				is["panic"] = true
+			case x.Chosen && weight.Override.Weight != nil:
+				is["another weight"] = true
+			case x.Chosen && x.Weight < own:
+				is["slow start"] = true
+			}
 			if x.Chosen {
 				chosen++
 				var others []*pool.Endpoint
@@ -96,10 +112,17 @@ func TestChoiceIsThePickers(t *testing.T) {
 		if chosen != p.Len() {
 			t.Fatalf("state %d: %d are said to be chosen among, of %d", state, chosen, p.Len())
 		}
+		for kind := range is {
+			if is[kind] {
+				seen[kind]++
+			}
+		}
 	}
-	for _, s := range []string{"ready", "starting", "draining", "suspect", "ejected", "down", "replaced"} {
-		if seen[s] == 0 {
-			t.Errorf("chance made no state with an instance that is %s: %v", s, seen)
+	for _, kind := range []string{
+		"ready", "starting", "draining", "suspect", "ejected", "down", "replaced", "weight 0", "another weight", "slow start", "panic", "nobody is chosen", "one is chosen",
+	} {
+		if seen[kind] < 20 {
+			t.Errorf("chance made %d states of the kind %q: %v", seen[kind], kind, seen)
 		}
 	}
 }
