@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -84,6 +85,44 @@ func TestListenerMetrics(t *testing.T) {
 		if want := `rota_open_connections{listener="` + a.String() + `"} 0`; !strings.Contains(text, want) {
 			t.Errorf("no %s", want)
 		}
+	}
+}
+
+// The figures of an exchange that is traced lead to its trace: the histograms of its time show it, as what they have counted.
+func TestExemplars(t *testing.T) {
+	s := httptest.NewServer(&receiver{})
+	t.Cleanup(s.Close)
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", s.URL)
+	t.Setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
+	d := run(t, nil, func(c *config.Config) {
+		c.Etcd.Disabled, c.AutoRoutes = true, false
+		c.Routes = []config.Route{{Name: "all", Path: "/", Service: "web"}}
+		c.Services = map[string]config.Service{"web": static(backend(t, "hello"))}
+	})
+	const sampled, passedBy = "0af7651916cd43dd8448eb211c80319c", "1af7651916cd43dd8448eb211c80319c"
+	must(t, client, "GET", d.url, nil, "traceparent", "00-"+passedBy+"-b7ad6b7169203331-00")
+	must(t, client, "GET", d.url, nil, "traceparent", "00-"+sampled+"-b7ad6b7169203331-01")
+	var text string
+	// An exchange is counted when it has ended, which may be after its client has read the answer.
+	for deadline := time.Now().Add(5 * time.Second); !strings.Contains(text, `rota_http_request_duration_seconds_count{service="web"} 2`); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no two requests in %s", text)
+		}
+		_, text = d.ask("GET", "/metrics", "", "Accept", "application/openmetrics-text; version=1.0.0")
+	}
+	for _, name := range []string{"rota_http_request_duration_seconds", "rota_proxy_overhead_seconds"} {
+		m := regexp.MustCompile(`(?m)^` + name + `_bucket\{service="web".*,le="([^"]+)"\} \d+ # \{trace_id="` + sampled + `"\} (\S+) \S+$`).FindStringSubmatch(text)
+		if m == nil {
+			t.Errorf("%s does not lead to the trace", name)
+			continue
+		}
+		bound, _ := strconv.ParseFloat(m[1], 64)
+		if value, err := strconv.ParseFloat(m[2], 64); err != nil || value > bound {
+			t.Errorf("%s: %s is in the bucket up to %s (%v)", name, m[2], m[1], err)
+		}
+	}
+	if strings.Contains(text, passedBy) {
+		t.Error("what is not sampled is shown")
 	}
 }
 

@@ -192,7 +192,7 @@ func (t *Tally) Done(o *Outcome) {
 	if o.Protocol == HTTP {
 		t.durations.Add(o.Duration, o.Exemplar)
 		if o.Upstream > 0 {
-			t.overhead.Add(o.Duration-o.Upstream, nil)
+			t.overhead.Add(o.Duration-o.Upstream, o.Exemplar)
 		}
 	}
 	t.in.Add(uint64(o.In))

@@ -37,8 +37,8 @@ type Histogram struct {
 
 // Exemplar is one of those that were counted, by name.
 type Exemplar struct {
-	Trace, Request string // their ids
-	Took           time.Duration
+	Trace, Request string        // their ids
+	Took           time.Duration // as it was counted, whatever was given
 	At             time.Time
 }
 
@@ -53,7 +53,9 @@ func (h *Histogram) Add(d time.Duration, x *Exemplar) {
 	h.fine[fineBucket(d)].Add(1)
 	h.sum.Add(int64(d))
 	if x != nil {
-		lazy(&h.exemplars)[i].Store(x)
+		own := *x
+		own.Took = d
+		lazy(&h.exemplars)[i].Store(&own)
 	}
 }
 

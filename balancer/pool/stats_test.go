@@ -42,9 +42,9 @@ func TestTallies(t *testing.T) {
 			for range each {
 				tally := s.Tally(loop)
 				tally.Take()
-				tally.Done(&Outcome{Method: []byte("GET"), Status: 200, Duration: 3 * time.Millisecond, Upstream: 2 * time.Millisecond, In: 10, Out: 100})
-				tally.Done(&Outcome{Method: []byte("BREW"), Status: 999, Duration: time.Second, In: 1,
-					Exemplar: &Exemplar{Trace: "t", Took: time.Second}})
+				tally.Done(&Outcome{Method: []byte("GET"), Status: 200, Duration: 3 * time.Millisecond, Upstream: 2 * time.Millisecond, In: 10, Out: 100,
+					Exemplar: &Exemplar{Trace: "t"}})
+				tally.Done(&Outcome{Method: []byte("BREW"), Status: 999, Duration: time.Second, In: 1})
 				tally.Done(&Outcome{Method: []byte("GET"), Protocol: WebSocket, Status: 101, Duration: time.Hour})
 				if loop > 0 {
 					tally.Release()
@@ -68,8 +68,11 @@ func TestTallies(t *testing.T) {
 	if fine != v.Durations.Count() {
 		t.Errorf("%d in fine buckets, %d in the others", fine, v.Durations.Count())
 	}
-	if len(v.Durations.Exemplars) == 0 || v.Durations.Exemplars[0].Trace != "t" {
-		t.Errorf("exemplars %v", v.Durations.Exemplars)
+	if x := v.Durations.Exemplars; len(x) == 0 || x[0] != (Exemplar{Trace: "t", Took: 3 * time.Millisecond}) {
+		t.Errorf("exemplars %v", x)
+	}
+	if x := v.Overhead.Exemplars; len(x) == 0 || x[0] != (Exemplar{Trace: "t", Took: time.Millisecond}) {
+		t.Errorf("exemplars of the overhead %v", x)
 	}
 	got := map[Count]bool{}
 	s.EachCount(func(c Count) { got[c] = true })

@@ -59,6 +59,12 @@ func expressions(t *testing.T) map[string]string {
 			Title   string
 			Targets []struct{ Expr string }
 		}
+		Templating struct {
+			List []struct {
+				Name, Type string
+				Query      any // text where the type is another
+			}
+		}
 	}
 	if text, err = os.ReadFile(deploy + "grafana/rota.json"); err != nil {
 		t.Fatal(err)
@@ -70,6 +76,24 @@ func expressions(t *testing.T) map[string]string {
 		for _, target := range p.Targets {
 			out["panel "+p.Title+" "+target.Expr] = target.Expr
 		}
+	}
+	// What variables offer to choose from, as the expression that has the same values.
+	variables := 0
+	for _, v := range board.Templating.List {
+		if v.Type != "query" {
+			continue
+		}
+		query, _ := v.Query.(map[string]any)
+		m := regexp.MustCompile(`^label_values\((.+), *(\w+)\)$`).FindStringSubmatch(fmt.Sprint(query["query"]))
+		if m == nil {
+			t.Errorf("variable %s: label_values(metric, label) is checked, %v is not", v.Name, v.Query)
+			continue
+		}
+		out["variable "+v.Name] = fmt.Sprintf("count by (%s) (%s)", m[2], m[1])
+		variables++
+	}
+	if variables == 0 {
+		t.Error("the dashboard has no variable")
 	}
 	// What the documentation tells people to ask: code that names a metric and does something with it.
 	pages, err := filepath.Glob("../../../docs/*.md")
