@@ -4,15 +4,19 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"encoding/xml"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,7 +28,42 @@ import (
 	"github.com/rota-lb/rota/internal/etcdtest"
 )
 
-// ask does a request of the admin API and returns its status and body.
+// operations are those of the OpenAPI document: which of them a request is for, and what kind of content each of its statuses comes with,
+// empty for any.
+var operations = sync.OnceValues(func() (of *http.ServeMux, statuses map[string]map[int]string) {
+	type responses map[string]struct {
+		Ref     string `json:"$ref"`
+		Content map[string]any
+	}
+	var doc struct {
+		Paths      map[string]map[string]struct{ Responses responses }
+		Components struct{ Responses responses }
+	}
+	if err := json.Unmarshal(admin.OpenAPI(), &doc); err != nil {
+		panic(err)
+	}
+	of, statuses = http.NewServeMux(), map[string]map[int]string{}
+	for path, methods := range doc.Paths {
+		for method, op := range methods {
+			pattern := strings.ToUpper(method) + " " + path
+			of.Handle(pattern, http.NotFoundHandler())
+			statuses[pattern] = map[int]string{}
+			for status, r := range op.Responses {
+				if name, ok := strings.CutPrefix(r.Ref, "#/components/responses/"); ok {
+					r = doc.Components.Responses[name]
+				}
+				code, err := strconv.Atoi(status)
+				if err != nil {
+					panic(err)
+				}
+				statuses[pattern][code] = strings.Join(slices.Collect(maps.Keys(r.Content)), ", ")
+			}
+		}
+	}
+	return of, statuses
+})
+
+// ask does a request of the admin API and returns its status and body. What is answered has to be documented.
 func (d *daemon) ask(method, path, body string, fields ...string) (int, string) {
 	d.t.Helper()
 	req, err := http.NewRequest(method, d.admin+path, strings.NewReader(body))
@@ -46,25 +85,31 @@ func (d *daemon) ask(method, path, body string, fields ...string) (int, string) 
 	if err != nil {
 		d.t.Fatal(err)
 	}
+	of, statuses := operations()
+	if _, op := of.Handler(req); op != "" {
+		got := resp.Header.Get("Content-Type")
+		if want, ok := statuses[op][resp.StatusCode]; !ok || want != "" && got != want {
+			d.t.Errorf("%s: %d as %s is not documented", op, resp.StatusCode, got)
+		}
+	}
 	return resp.StatusCode, string(text)
 }
 
 // resources are the methods and paths of the admin API, with names for what is in braces.
 func resources(t *testing.T) (list [][2]string) {
-	var doc struct{ Paths map[string]map[string]any }
-	if err := json.Unmarshal(admin.OpenAPI(), &doc); err != nil {
-		t.Fatal(err)
-	}
-	for path, methods := range doc.Paths {
-		for method := range methods {
-			list = append(list, [2]string{strings.ToUpper(method), strings.NewReplacer("{", "", "}", "").Replace(path)})
-		}
+	_, statuses := operations()
+	for op := range statuses {
+		method, path, _ := strings.Cut(op, " ")
+		list = append(list, [2]string{method, strings.NewReplacer("{", "", "}", "").Replace(path)})
 	}
 	if len(list) < 20 {
 		t.Fatalf("only %d", len(list))
 	}
 	return list
 }
+
+// probes are open to anybody.
+var probes = []string{"/livez", "/readyz", "/healthz", "/ping"}
 
 // The document in docs is that of the API.
 func TestOpenAPI(t *testing.T) {
@@ -77,6 +122,110 @@ func TestOpenAPI(t *testing.T) {
 	have, err := os.ReadFile(file)
 	if err != nil || string(have) != string(admin.OpenAPI()) {
 		t.Errorf("docs/openapi.json is not up to date: ROTA_TEST_UPDATE=1 go test -run TestOpenAPI ./balancer (%v)", err)
+	}
+}
+
+// Every status that the document has for an operation is one that it answers with. That it has all of them is what ask holds.
+func TestOpenAPIStatuses(t *testing.T) {
+	srv := etcdtest.Start(t)
+	const token = "correct-horse-battery-staple"
+	d := run(t, srv, func(c *config.Config) { c.Admin.Token = token })
+	alone := run(t, nil, func(c *config.Config) { c.Services = map[string]config.Service{"web": static("127.0.0.1:1")} })
+	newFleet(t, srv.Client(), "web", 1)
+	_, statuses := operations()
+	missing := map[string]bool{}
+	for op, list := range statuses {
+		for status := range list {
+			if status != 503 && status != 304 { // the one is said by who is not ready, or ends; TestStats has the other
+				missing[fmt.Sprint(op, " ", status)] = true
+			}
+		}
+	}
+	try := func(d *daemon, method, path, body string, want int, fields ...string) {
+		t.Helper()
+		status, text := d.ask(method, path, body, append([]string{"Authorization", "Bearer " + token}, fields...)...)
+		if status != want {
+			t.Errorf("%s %s %s: %d %s, want %d", method, path, body, status, text, want)
+		}
+		of, _ := operations()
+		req, err := http.NewRequest(method, path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, op := of.Handler(req)
+		delete(missing, fmt.Sprint(op, " ", status))
+	}
+	for deadline := time.Now().Add(10 * time.Second); d.store.Load().Pool("web") == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("no instance")
+		}
+	}
+	for _, r := range resources(t) {
+		try(d, r[0], r[1], "", 403, "Origin", "http://evil.example.com")
+		try(d, r[0], r[1], "", 421, "Host", "evil.example.com")
+		if !slices.Contains(probes, r[1]) {
+			try(d, r[0], r[1], "", 401, "Authorization", "Bearer wrong")
+		}
+	}
+	for _, path := range []string{"status", "services", "services/web", "services/web/instances/0", "routes", "why?url=http://web.localhost/", "stats", "events", "config", "loglevel", "openapi.json"} {
+		try(d, "GET", "/api/v1/"+path, "", 200)
+	}
+	for _, path := range append([]string{"/metrics"}, probes...) {
+		try(d, "GET", path, "", 200)
+	}
+	for _, path := range []string{"services/nobody", "services/web/instances/9", "services/web/policy", "routes/shop", "why?request_id=nothing", "stats?service=nobody"} {
+		try(d, "GET", "/api/v1/"+path, "", 404)
+	}
+	for _, path := range []string{"why?header=x", "events?since=x"} {
+		try(d, "GET", "/api/v1/"+path, "", 400)
+	}
+	try(d, "POST", "/api/v1/services/web/release", "", 200)
+	try(d, "DELETE", "/api/v1/orphans", "", 200)
+	try(d, "PUT", "/api/v1/loglevel", `{"level":"info"}`, 200)
+	try(d, "PUT", "/api/v1/loglevel", `{"level":"loud"}`, 400)
+	try(d, "POST", "/api/v1/plan", `{"route":"shop"}`, 200)
+	try(d, "POST", "/api/v1/plan", `{}`, 400)
+	try(d, "POST", "/api/v1/plan", `{"config":"rutes: []"}`, 422)
+	const instance = "/api/v1/services/web/instances/0"
+	try(d, "PATCH", instance, `{"weight":7}`, 204)
+	try(d, "PATCH", instance, `{"drian":true}`, 400)
+	try(d, "PATCH", "/api/v1/services/web/instances/9", `{"drain":true}`, 404)
+	try(alone, "PATCH", "/api/v1/services/web/instances/127.0.0.1:1", `{"drain":true}`, 409)
+	try(d, "PATCH", instance, `{"weight":10001}`, 422)
+	written := map[string][2]string{ // a good value, a bad one
+		"/api/v1/services/web/policy": {`{"balance":"p2c"}`, `{"balance":"luck"}`},
+		"/api/v1/routes/shop":         {`{"path":"/","service":"web"}`, `{"path":"/","service":"web","timeout":"soon"}`},
+	}
+	for path, value := range written {
+		try(d, "PUT", path, value[0], 204)
+		try(d, "GET", path, "", 200)
+		try(d, "PUT", path, `{`, 400)
+		try(d, "PUT", path, value[1], 422)
+		try(d, "DELETE", path+"?limit=x", "", 400)
+		for _, method := range []string{"PUT", "DELETE"} {
+			try(d, method, path, value[0], 412, "If-Match", `"other"`)
+			try(alone, method, path, value[0], 409)
+		}
+		try(d, "DELETE", path, "", 204)
+	}
+	// From now on etcd lets nobody write who does not say who he is.
+	cli := srv.Client()
+	if _, err := cli.UserAdd(t.Context(), "root", "secret"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cli.UserGrantRole(t.Context(), "root", "root"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cli.AuthEnable(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	try(d, "PATCH", instance, `{"drain":true}`, 502)
+	for path, value := range written {
+		try(d, "PUT", path, value[0], 502)
+		try(d, "DELETE", path, "", 502)
+	}
+	for status := range missing {
+		t.Errorf("documented, and not seen: %s", status)
 	}
 }
 
@@ -148,7 +297,7 @@ func TestAdminAccess(t *testing.T) {
 	list := append(resources(t), [2]string{"GET", "/"}, [2]string{"GET", "/assets/dashboard.js"}, [2]string{"GET", "/nothing"}, [2]string{"GET", "/debug/pprof/heap"})
 	for _, r := range list {
 		method, path := r[0], r[1]
-		toAll := slices.Contains([]string{"/livez", "/readyz", "/healthz", "/ping"}, path) || path == "/" || strings.HasPrefix(path, "/assets/")
+		toAll := slices.Contains(probes, path) || path == "/" || strings.HasPrefix(path, "/assets/")
 		for _, a := range asks {
 			want, wantOpen := a.want, a.want
 			if a.want == 401 {
@@ -187,6 +336,90 @@ func TestAdminAccess(t *testing.T) {
 		if said := fmt.Sprint(l.Message, l.ContextMap()); strings.Contains(said, token) || strings.Contains(said, alice) {
 			t.Errorf("a token is logged: %s", said)
 		}
+	}
+}
+
+// Whatever is answered, and to whom: browsers are told to show it nowhere else, to guess nothing, to load nothing but what the page itself
+// has, and to tell nobody where they were.
+func TestSecurityHeaders(t *testing.T) {
+	const (
+		token = "correct-horse-battery-staple"
+		none  = "default-src 'none'; frame-ancestors 'none'"
+		page  = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	)
+	d := run(t, nil, func(c *config.Config) { c.Admin.Token = token })
+	get := func(path string, status int, fields ...string) *http.Response {
+		t.Helper()
+		resp := must(t, client, "GET", d.admin+path, nil, append([]string{"Authorization", "Bearer " + token}, fields...)...)
+		if resp.StatusCode != status {
+			t.Errorf("%s: %d, want %d", path, resp.StatusCode, status)
+		}
+		return resp
+	}
+	for _, r := range []struct {
+		path   string
+		status int
+		policy string
+		fields []string
+	}{
+		{"/", 200, page, nil},
+		{"/assets/dashboard.js", 200, page, nil},
+		{"/assets/dashboard.css", 200, page, nil},
+		{"/assets/icon.svg", 200, page, nil},
+		{"/api/v1/status", 200, none, nil},
+		{"/api/v1/services/nobody", 404, none, nil},
+		{"/metrics", 200, none, nil},
+		{"/livez", 200, none, nil},
+		{"/nothing", 404, none, nil},
+		{"/api/v1/status", 401, none, []string{"Authorization", "Bearer wrong"}},
+		{"/", 403, none, []string{"Origin", "http://evil.example.com"}},
+		{"/", 421, none, []string{"Host", "evil.example.com"}},
+	} {
+		want := map[string]string{"Content-Security-Policy": r.policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "", "Access-Control-Allow-Origin": ""}
+		if r.policy == page {
+			want["Referrer-Policy"] = "no-referrer"
+		}
+		got := get(r.path, r.status, r.fields...).Header
+		for name, value := range want {
+			if strings.Join(got[name], " and ") != value {
+				t.Errorf("%s, %d: %s is %q, want %q", r.path, r.status, name, got[name], value)
+			}
+		}
+	}
+
+	// Nothing in the page needs more than its policy allows.
+	html := xml.NewDecoder(get("/", 200).Body)
+	html.Strict, html.AutoClose, html.Entity = false, xml.HTMLAutoClose, xml.HTMLEntity
+	loaded, inside := 0, ""
+	for {
+		part, err := html.Token()
+		if err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		switch part := part.(type) {
+		case xml.StartElement:
+			inside = part.Name.Local
+			for _, a := range part.Attr {
+				switch name := a.Name.Local; {
+				case name == "src" || name == "href":
+					get(a.Value, 200).Body.Close()
+					loaded++
+				case name == "style" || strings.HasPrefix(name, "on"):
+					t.Errorf("<%s %s=%q>", inside, name, a.Value)
+				}
+			}
+		case xml.EndElement:
+			inside = ""
+		case xml.CharData:
+			if text := strings.TrimSpace(string(part)); text != "" && (inside == "script" || inside == "style") {
+				t.Errorf("<%s> with %.50q in the page", inside, text)
+			}
+		}
+	}
+	if loaded != 3 {
+		t.Errorf("the page loads %d files", loaded)
 	}
 }
 

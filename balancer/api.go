@@ -2,6 +2,10 @@ package balancer
 
 import "github.com/rota-lb/rota/balancer/internal/admin"
 
+// MostBroken is the percentage of the requests of late from which on the admin API refuses to write what would break them, unless
+// it is forced or told another limit.
+const MostBroken = admin.MostBroken
+
 // The answers of the admin API, for programs that read it.
 type (
 	// Status is the answer of /api/v1/status.
@@ -28,4 +32,10 @@ type (
 	Routes = admin.Routes
 	// Route is one route of it.
 	Route = admin.Route
+	// Conflict is a route of it that never matches, and the one that takes its requests.
+	Conflict = admin.Conflict
+	// Config is the answer of /api/v1/config.
+	Config = admin.Config
+	// Readiness is the answer of /readyz.
+	Readiness = admin.Readiness
 )

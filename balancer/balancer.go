@@ -64,6 +64,9 @@ type Options struct {
 	LeaseTTL time.Duration
 	// ConfigFile is where the configuration came from, to be shown; empty is no file.
 	ConfigFile string
+	// ReadConfig reads the text of a configuration file as a reload would, with what stands above the file; a plan goes by it. Nil
+	// reads the text alone.
+	ReadConfig func(text []byte) (*config.Config, error)
 	// Sockets were passed to this process; nil are none.
 	Sockets *Sockets
 }
@@ -511,11 +514,15 @@ func (b *Balancer) serveAdmin(ctx context.Context) {
 	for _, a := range b.Addresses() {
 		names = append(names, a.String())
 	}
+	read := b.options.ReadConfig
+	if read == nil {
+		read = func(text []byte) (*config.Config, error) { return config.Parse("plan", text) }
+	}
 	api := &admin.API{
 		Control: b.control, Metrics: b.metrics, Version: b.options.Version, Started: b.started,
 		Ready: b.ready, Connections: b.engine.Connections, Engine: b.engine.Name(), Listeners: names,
 		Tokens: b.tokens, Hosts: b.hosts(), Refused: &b.refused, Logger: b.options.Logger, Request: readRequest, Ended: ctx.Done(), Unrouted: b.proxy.Unrouted(), Config: b.effective,
-		Static: &b.config.Static, LogLevel: b.options.LogLevel, Journal: b.journal,
+		Static: &b.config.Static, ReadConfig: read, LogLevel: b.options.LogLevel, Journal: b.journal,
 	}
 	srv := &http.Server{
 		Handler: api.Handler(), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,

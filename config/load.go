@@ -76,12 +76,12 @@ func orDefault[T comparable](v *T, value T) {
 	}
 }
 
-// Option changes what [Load] looks at.
+// Option changes what [Load] and [Parse] look at.
 type Option func(*loading)
 
 type loading struct{ environ []string }
 
-// WithEnviron replaces the environment of the process, in the form of [os.Environ].
+// WithEnviron gives the environment to look at, in the form of [os.Environ].
 func WithEnviron(environ []string) Option {
 	return func(l *loading) { l.environ = environ }
 }
@@ -115,8 +115,14 @@ func Load(path string, opts ...Option) (*Config, error) {
 	return parse(path, data, env)
 }
 
-// Parse reads a configuration from data; name stands for the file in errors. The environment plays no part.
-func Parse(name string, data []byte) (*Config, error) { return parse(name, data, nil) }
+// Parse reads a configuration from data; name stands for the file in errors. No environment plays a part but one that is given.
+func Parse(name string, data []byte, opts ...Option) (*Config, error) {
+	var l loading
+	for _, o := range opts {
+		o(&l)
+	}
+	return parse(name, data, environment(l.environ))
+}
 
 func parse(name string, data []byte, env map[string]string) (*Config, error) {
 	s, c := newSource(name, data), Default()

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"cmp"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,19 +30,26 @@ func configCommand() *cobra.Command {
 				return noEtcdctl("the configuration is a file; routes and policies in etcd are shown by rota routes ls --etcdctl")
 			}
 			if daemon {
-				var c struct{ YAML string }
-				if _, err := l.get(cmd.Context(), "/api/v1/config", &c); err != nil {
+				var c balancer.Config
+				body, err := l.get(cmd.Context(), "/api/v1/config", &c)
+				if err != nil {
 					return err
 				}
-				_, err := fmt.Fprint(cmd.OutOrStdout(), c.YAML)
-				return err
+				return l.print(cmd.OutOrStdout(), body, c.YAML)
 			}
-			c, err := config.Load(strings.Join(list, ""))
+			file := strings.Join(list, "")
+			c, err := config.Load(file)
 			if err != nil {
 				return err
 			}
-			_, err = cmd.OutOrStdout().Write(c.YAML())
-			return err
+			if file == "" {
+				file = config.Find()
+			}
+			body, err := json.Marshal(balancer.Config{Path: file, YAML: string(c.YAML())})
+			if err != nil {
+				return err
+			}
+			return l.print(cmd.OutOrStdout(), append(body, '\n'), string(c.YAML()))
 		},
 	})
 	show.Flags().BoolVar(&daemon, "daemon", false, "ask the running daemon")
@@ -93,14 +103,22 @@ func healthcheckCommand() *cobra.Command {
 			if l.etcdctl {
 				return noEtcdctl("it is the daemon that takes traffic; for etcd itself: etcdctl endpoint health")
 			}
-			var r struct {
-				Status  string
-				Reasons []string
+			body, err := l.get(cmd.Context(), "/readyz", nil)
+			var no refused
+			if errors.As(err, &no) {
+				body = no.answer
 			}
-			if _, err := l.get(cmd.Context(), "/readyz", &r); err != nil {
-				return err
+			var r balancer.Readiness
+			if bad := json.Unmarshal(body, &r); bad != nil { // no daemon, or another answer than that of readiness
+				return cmp.Or(err, bad)
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), strings.TrimSuffix(r.Status+": "+strings.Join(r.Reasons, "; "), ": "))
+			text := strings.TrimSuffix(r.Status+": "+strings.Join(r.Reasons, "; "), ": ")
+			if bad := l.print(cmd.OutOrStdout(), body, text+"\n"); bad != nil {
+				return bad
+			}
+			if err != nil {
+				return errors.New("the daemon takes no traffic")
+			}
 			return nil
 		},
 	})
@@ -120,19 +138,21 @@ func loglevelCommand() *cobra.Command {
 				method, body = http.MethodPut, fmt.Appendf(nil, `{"level": %q}`, list[0])
 			}
 			var v struct{ Level string }
-			if _, err := l.ask(cmd.Context(), method, "/api/v1/loglevel", body, &v); err != nil {
+			answer, err := l.ask(cmd.Context(), method, "/api/v1/loglevel", body, &v)
+			if err != nil {
 				return err
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), v.Level)
-			return nil
+			return l.print(cmd.OutOrStdout(), answer, v.Level+"\n")
 		},
 	})
 }
 
-// completeNames completes up to n arguments with what the daemon knows: a service, then an instance of it.
-func completeNames(n int) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+// completion finds what an argument or a flag may be.
+type completion = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective)
+
+// complete completes up to n arguments with what find gets from the daemon, given those that are there already.
+func complete(n int, find func(ctx context.Context, l *look, have []string) []string) completion {
 	return func(cmd *cobra.Command, have []string, _ string) (names []string, _ cobra.ShellCompDirective) {
-		const none = cobra.ShellCompDirectiveNoFileComp
 		l := look{output: "table", admin: defaultAdmin}
 		if f := cmd.Flags().Lookup("admin"); f != nil {
 			l.admin = f.Value.String()
@@ -140,12 +160,29 @@ func completeNames(n int) func(*cobra.Command, []string, string) ([]string, cobr
 		if f := cmd.Flags().Lookup("token-file"); f != nil {
 			l.token = f.Value.String()
 		}
-		if len(have) >= n {
-			return nil, none
+		if len(have) < n {
+			names = find(cmd.Context(), &l, have)
 		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// completeFlag completes the value of a flag as names would a first argument.
+func completeFlag(cmd *cobra.Command, flag string, names completion) {
+	err := cmd.RegisterFlagCompletionFunc(flag, func(cmd *cobra.Command, _ []string, begun string) ([]string, cobra.ShellCompDirective) {
+		return names(cmd, nil, begun)
+	})
+	if err != nil {
+		panic("rota: " + err.Error()) // there is no such flag
+	}
+}
+
+// completeNames completes up to n arguments: a service, then an instance of it.
+func completeNames(n int) completion {
+	return complete(n, func(ctx context.Context, l *look, have []string) (names []string) {
 		var list []balancer.Service
-		if _, err := l.get(cmd.Context(), "/api/v1/services", &list); err != nil {
-			return nil, none
+		if _, err := l.get(ctx, "/api/v1/services", &list); err != nil {
+			return nil
 		}
 		for _, s := range list {
 			if len(have) == 0 {
@@ -158,6 +195,25 @@ func completeNames(n int) func(*cobra.Command, []string, string) ([]string, cobr
 				}
 			}
 		}
-		return names, none
-	}
+		return names
+	})
+}
+
+// completeRoutes completes the name of a route, those that never match included. An empty source is any.
+func completeRoutes(source string) completion {
+	return complete(1, func(ctx context.Context, l *look, _ []string) (names []string) {
+		var r balancer.Routes
+		if _, err := l.get(ctx, "/api/v1/routes", &r); err != nil {
+			return nil
+		}
+		for _, c := range r.Conflicts {
+			r.Routes = append(r.Routes, c.Loser)
+		}
+		for _, x := range r.Routes {
+			if source == "" || x.Source == source {
+				names = append(names, x.Name+"\t"+x.Source+" "+printable(x.Host+x.Path))
+			}
+		}
+		return names
+	})
 }

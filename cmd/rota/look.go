@@ -114,7 +114,7 @@ func (l *look) ask(ctx context.Context, method, path string, body []byte, v any)
 		if json.Unmarshal(answer, &p) != nil || p.Detail == "" {
 			p.Detail = resp.Status
 		}
-		return nil, refused{resp.StatusCode, p.Detail}
+		return nil, refused{resp.StatusCode, p.Detail, answer}
 	}
 	if v == nil {
 		return answer, nil
@@ -126,6 +126,7 @@ func (l *look) ask(ctx context.Context, method, path string, body []byte, v any)
 type refused struct {
 	status int
 	detail string
+	answer []byte
 }
 
 func (r refused) Error() string { return r.detail }
@@ -163,6 +164,24 @@ func (l *look) tell(w io.Writer, body []byte, text func(w io.Writer)) error {
 	s := screenOf(w)
 	s.columns = 0
 	return s.table(w, text)
+}
+
+// print is show for a text that is written as it is.
+func (l *look) print(w io.Writer, body []byte, text string) error {
+	if l.output == "json" {
+		return l.show(w, body, nil)
+	}
+	_, err := io.WriteString(w, text)
+	return err
+}
+
+// done prints what was done where the daemon has no words for it.
+func (l *look) done(w io.Writer, what map[string]any, text string) error {
+	body, err := json.Marshal(what)
+	if err != nil {
+		return err
+	}
+	return l.print(w, append(body, '\n'), text)
 }
 
 // etcdctlLine prints the line that looks at the same thing in etcd.
@@ -430,42 +449,69 @@ func showInstance(cmd *cobra.Command, l *look, service, id string) error {
 	if l.etcdctl {
 		return l.etcdctlLine(cmd.OutOrStdout(), "get", "/services/"+service+"/"+id, false)
 	}
-	_, list, err := fetchServices(cmd.Context(), l, service)
+	var in balancer.Instance
+	body, err := l.get(cmd.Context(), instancePath(service, id), &in)
 	if err != nil {
 		return err
 	}
-	for _, in := range list[0].Instances {
-		if in.ID != id {
-			continue
-		}
-		body, err := json.MarshalIndent(in, "", "  ")
-		if err != nil {
-			return err
-		}
-		return l.tell(cmd.OutOrStdout(), append(body, '\n'), func(w io.Writer) {
-			fmt.Fprintf(w, "instance\t%s/%s\naddress\t%s\nstate\t%s: %s\nweight\t%d\nin flight\t%d\n",
-				service, in.ID, in.Address, in.State, printable(in.Reason), in.Weight, in.InFlight)
-			if in.Static {
-				fmt.Fprintln(w, "source\tconfiguration file")
-				return
-			}
-			lease := "no lease"
-			if in.Lease != "" {
-				lease = "lease " + in.Lease
-			}
-			fmt.Fprintf(w, "key\t%s at revision %d, %s\n", in.Key, in.Revision, lease)
-			for _, k := range slices.Sorted(maps.Keys(in.Metadata)) {
-				fmt.Fprintf(w, "%s\t%s\n", printable(k), printable(in.Metadata[k]))
-			}
-		})
+	return l.tell(cmd.OutOrStdout(), body, func(w io.Writer) { instanceTable(w, service, &in) })
+}
+
+// instancePath is where the admin API has an instance.
+func instancePath(service, id string) string {
+	return "/api/v1/services/" + url.PathEscape(service) + "/instances/" + url.PathEscape(id)
+}
+
+func instanceTable(w io.Writer, service string, in *balancer.Instance) {
+	fmt.Fprintf(w, "instance\t%s/%s\naddress\t%s\nstate\t%s: %s\n", service, in.ID, in.Address, in.State, printable(in.Reason))
+	if !in.Since.IsZero() {
+		fmt.Fprintf(w, "since\t%s\n", moment(in.Since))
 	}
-	return fmt.Errorf("service %s has no instance %s", service, id)
+	if !in.Until.IsZero() {
+		fmt.Fprintf(w, "until\t%s\n", moment(in.Until))
+	}
+	if c := in.Check; c != nil {
+		outcome := "passed"
+		if !c.OK {
+			outcome = "failed: " + printable(c.Text)
+		}
+		fmt.Fprintf(w, "last check\t%s; after %s, at %s\n", outcome, short(c.Seconds), moment(c.At))
+	}
+	fmt.Fprintf(w, "weight\t%d\n", in.Weight)
+	if r := in.Ramp; r != nil {
+		fmt.Fprintf(w, "slow start\tweight %d by now, all of it at %s\n", r.Weight, moment(r.Until))
+	}
+	fmt.Fprintf(w, "in flight\t%d\n", in.InFlight)
+	if in.Static {
+		fmt.Fprintln(w, "source\tconfiguration file")
+		return
+	}
+	lease := "no lease"
+	if in.Lease != "" {
+		lease = "lease " + in.Lease
+	}
+	if in.LeaseLeft != nil {
+		lease += fmt.Sprintf(", which runs for another %.0fs", *in.LeaseLeft)
+	}
+	fmt.Fprintf(w, "key\t%s at revision %d, %s\n", in.Key, in.Revision, lease)
+	for _, k := range slices.Sorted(maps.Keys(in.Metadata)) {
+		fmt.Fprintf(w, "%s\t%s\n", printable(k), printable(in.Metadata[k]))
+	}
+}
+
+// moment writes a time, and how far away it is.
+func moment(t time.Time) string {
+	text := t.Local().Format(time.DateTime)
+	if left := time.Until(t); left > 0 {
+		return fmt.Sprintf("%s, in %s", text, left.Round(time.Second))
+	}
+	return fmt.Sprintf("%s, %s ago", text, time.Since(t).Round(time.Second))
 }
 
 func routesCommand() *cobra.Command {
 	var l look
 	var watch look
-	return group("routes", "Look at routes, and write those in etcd", append(routeValues(), watchRoutes(&watch), l.flags(&cobra.Command{
+	return group("routes", "Look at routes, and write those in etcd", append(routeValues(), getRoute(), watchRoutes(&watch), l.flags(&cobra.Command{
 		Use: "ls", Short: "List routes by precedence, and those that never match", Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if l.etcdctl {
@@ -482,7 +528,7 @@ func routesCommand() *cobra.Command {
 					routeRow(w, x, "")
 				}
 				for _, c := range r.Conflicts {
-					routeRow(w, c.Loser, "never matches: "+c.Winner.Name+" ("+c.Winner.Source+") is older")
+					routeRow(w, c.Loser, shadowed(c))
 				}
 			})
 		},
@@ -490,13 +536,111 @@ func routesCommand() *cobra.Command {
 }
 
 func routeRow(w io.Writer, r balancer.Route, note string) {
-	any := func(s string) string {
-		if s == "" {
-			return "*"
-		}
-		return printable(s)
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", printable(r.Name), r.Source, orAny(r.Host), orAny(r.Path), r.Service, r.Priority, note)
+}
+
+func orAny(s string) string {
+	if s == "" {
+		return "*"
 	}
-	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", printable(r.Name), r.Source, any(r.Host), any(r.Path), r.Service, r.Priority, note)
+	return printable(s)
+}
+
+// shadowed says why a route never matches.
+func shadowed(c balancer.Conflict) string {
+	return "never matches: " + printable(c.Winner.Name) + " (" + c.Winner.Source + ") is older"
+}
+
+// shownRoute is a route as the daemon has it, why it never matches, and its value in etcd.
+type shownRoute struct {
+	balancer.Route
+	Note  string          `json:"note,omitempty"`
+	Value json.RawMessage `json:"value,omitempty"`
+}
+
+func getRoute() *cobra.Command {
+	var l look
+	var only bool
+	cmd := l.flags(&cobra.Command{
+		Use: "get <name>", Short: "Show a route, wherever it is from, and its value in etcd", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: completeRoutes(""),
+		Long: "Show a route of the file, of etcd or of a claim as the daemon has it; of one in etcd its value, too. File and etcd may each have\n" +
+			"one of the same name. With --value, the value in etcd alone, as rota routes put takes it.",
+		RunE: func(cmd *cobra.Command, list []string) error {
+			out := cmd.OutOrStdout()
+			if l.etcdctl {
+				return l.etcdctlLine(out, "get --print-value-only", "/routes/"+list[0], false)
+			}
+			value, err := l.get(cmd.Context(), routePath(list[0]), nil)
+			if err != nil && (only || !isUnknown(err)) {
+				return err
+			}
+			if only {
+				_, err = out.Write(append(value, '\n'))
+				return err
+			}
+			found, err := l.named(cmd.Context(), list[0], value)
+			if err != nil {
+				return err
+			}
+			body, err := json.MarshalIndent(found, "", "  ")
+			if err != nil {
+				return err
+			}
+			return l.tell(out, append(body, '\n'), func(w io.Writer) {
+				for i := range found {
+					routeTable(w, &found[i])
+				}
+			})
+		},
+	})
+	cmd.Flags().BoolVar(&only, "value", false, "print only its value in etcd")
+	return cmd
+}
+
+// named lists the routes of a name. The value is that of the one in etcd.
+func (l *look) named(ctx context.Context, name string, value []byte) (list []shownRoute, err error) {
+	var all balancer.Routes
+	if _, err := l.get(ctx, "/api/v1/routes", &all); err != nil {
+		return nil, err
+	}
+	add := func(r balancer.Route, note string) {
+		if r.Name != name {
+			return
+		}
+		list = append(list, shownRoute{Route: r, Note: note})
+		if r.Source == "etcd" {
+			list[len(list)-1].Value = value
+		}
+	}
+	for _, r := range all.Routes {
+		add(r, "")
+	}
+	for _, c := range all.Conflicts {
+		add(c.Loser, shadowed(c))
+	}
+	if len(list) == 0 {
+		return nil, fmt.Errorf("no route %s is known", name)
+	}
+	return list, nil
+}
+
+func routeTable(w io.Writer, r *shownRoute) {
+	fmt.Fprintf(w, "route\t%s (%s)%s\n", printable(r.Name), r.Source, atRevision(r.Revision))
+	fmt.Fprintf(w, "host\t%s\npath\t%s\nservice\t%s\npriority\t%d\n", orAny(r.Host), orAny(r.Path), r.Service, r.Priority)
+	if r.Strip {
+		fmt.Fprintln(w, "prefix\tstripped")
+	}
+	if r.Timeout != "" {
+		fmt.Fprintf(w, "timeout\t%s\n", r.Timeout)
+	}
+	if r.Note != "" {
+		fmt.Fprintf(w, "note\t%s\n", r.Note)
+	}
+	if r.Value != nil {
+		var line bytes.Buffer
+		json.Compact(&line, r.Value)
+		fmt.Fprintf(w, "value\t%s\n", printable(line.String()))
+	}
 }
 
 // printable keeps text from a registry record from steering the terminal, or from looking like other text: control characters,

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -373,6 +374,11 @@ func TestServeWithEtcd(t *testing.T) {
 	if status, _, header := get(t, address, "web.localhost", "/"); status != 503 || header.Get("Retry-After") == "" {
 		t.Errorf("without etcd: %d %v", status, header)
 	}
+	for output, want := range map[string]string{"table": "not ready: ", "json": `"status": "not ready"`} {
+		if status, out, errs := command(t, "healthcheck", "--admin", admin, "-o", output); status != exitFailed || !strings.Contains(out, want) || !strings.Contains(errs, "takes no traffic") {
+			t.Errorf("healthcheck without etcd: %d %s%s", status, out, errs)
+		}
+	}
 	etcd.Restart()
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ok") }))
 	defer up.Close()
@@ -424,23 +430,33 @@ func TestServeWithEtcd(t *testing.T) {
 		{"top web --rounds 1", []string{"INSTANCE", "ADDRESS\n", up.Listener.Addr().String()}},
 		{"top --rounds 1 -o json", []string{`"bounds"`}},
 		{"healthcheck", []string{"ready\n"}},
+		{"healthcheck -o json", []string{`"status": "ready"`}},
 		{"loglevel", []string{"info\n"}},
+		{"loglevel -o json", []string{`"level": "info"`}},
 		{"loglevel debug", []string{"debug\n"}},
+		{"loglevel debug -o json", []string{`"level": "debug"`}},
 		{"config print --daemon", []string{"auto_routes: true"}},
+		{"config print --daemon -o json", []string{`"yaml": "`, `auto_routes: true\n`}},
+		{"config print ../../config/rota.example.yaml -o json", []string{`"path":"../../config/rota.example.yaml"`, `"yaml":"`}},
 		{"plan --route r2 " + route, []string{"+ routes.r2.path: \"/new\"", "matched again"}},
 		{"routes put r2 " + route, nil},
 		{"routes put r2 " + route + " --etcdctl", []string{`etcdctl put /rota/routes/r2 '{"path": "/new", "service": "web"}'` + "\n"}},
-		{"routes get r1", []string{`{"host":"a.example.com","service":"web"}`}},
+		{"routes put r2 " + route + " -o json", []string{`{"change":"put","route":"r2"}` + "\n"}},
+		{"routes get r1 --value", []string{`{"host":"a.example.com","service":"web"}` + "\n"}},
 		{"routes rm r2", nil},
 		{"policies put web " + write(t, "policy.json", `{"balance": "round_robin"}`), nil},
-		{"policies rm web", nil},
+		{"policies get web", []string{`{"balance": "round_robin"}`}},
+		{"policies rm web -o json", []string{`{"change":"rm","policy":"web"}` + "\n"}},
 		{"__complete services get w", []string{"web\t1 of 2 can take requests\n"}},
 		{"__complete drain web a", []string{"a\t" + up.Listener.Addr().String() + " ready\n"}},
 		{"weight web a 7 --etcdctl", []string{`etcdctl put /rota/policies/web '{"overrides":{"a":{"weight":7}}}'` + "\n"}},
 		{"weight web a 7", []string{"done"}},
+		{"weight web a 7 -o json", []string{`{"change":"weight","instance":"a","override":{"weight":7},"service":"web"}` + "\n"}},
 		{"drain web a --etcdctl", []string{`etcdctl put /rota/policies/web '{"overrides":{"a":{"drain":true,"weight":7}}}'` + "\n"}},
 		{"drain web a --force", []string{"done"}},
+		{"drain web a --force -o json", []string{`{"change":"drain","instance":"a","override":{"drain":true},"service":"web"}` + "\n"}},
 		{"undrain web a --etcdctl", []string{`etcdctl put /rota/policies/web '{"overrides":{"a":{"weight":7}}}'` + "\n"}},
+		{"undrain web a -o json", []string{`{"change":"undrain","instance":"a","override":{"drain":false},"service":"web"}` + "\n"}},
 		{"undrain web a", []string{"done"}},
 		{"weight web a own --etcdctl", []string{"etcdctl del /rota/policies/web\n"}},
 		{"events", []string{"registry", "in sync"}},
@@ -455,7 +471,7 @@ func TestServeWithEtcd(t *testing.T) {
 		{"routes ls --etcdctl", []string{"etcdctl get --prefix /rota/routes/\n"}},
 	} {
 		status, out, errs := command(t, strings.Fields(tc.list)...)
-		if status != 0 || strings.Contains(out, "\x1b") {
+		if status != 0 || strings.Contains(out, "\x1b") || strings.Contains(tc.list, " json") && !json.Valid([]byte(out)) {
 			t.Errorf("%s: %d %q %s", tc.list, status, out, errs)
 		}
 		for _, want := range tc.want {
@@ -475,8 +491,17 @@ func TestServeWithEtcd(t *testing.T) {
 		{"plan -c " + write(t, "broken.yaml", "rutes: []\n"), exitFailed, `did you mean "routes"`},
 		{"drain web a", exitFailed, "would break"},
 		{"routes rm r1", exitFailed, "--force"},
+		{"routes rm r1 --limit 101", exitFailed, "from 0 to 100"},
+		{"routes put r1 " + route + " --limit 101", exitFailed, "from 0 to 100"},
+		{"policies rm web --limit 101", exitFailed, "from 0 to 100"},
+		{"drain web a --limit 101", exitFailed, "from 0 to 100"},
+		{"undrain web a --limit 101", exitFailed, "from 0 to 100"},
+		{"weight web a 7 --limit 101", exitFailed, "from 0 to 100"},
+		{"weight web a 7 --limit half", exitUsage, "--limit"},
 		{"routes rm r1 --force", 0, ""},
 		{"routes get r9", exitFailed, "r9"},
+		{"routes get r9 --value", exitFailed, "r9"},
+		{"instances get web nobody", exitFailed, "nobody"},
 		{"why", exitUsage, "--request-id"},
 		{"why --request-id nobody", exitFailed, "not remembered"},
 		{"loglevel loud", exitFailed, "loud"},

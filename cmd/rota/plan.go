@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,7 +29,9 @@ func planCommand() *cobra.Command {
 		Use: "plan (-c file | --route name | --policy service) [value.json|-]", Short: "Show what a change would do, before making it",
 		Long: "Ask the daemon what would be different with another configuration file, or with another value of a route or a policy in\n" +
 			"etcd (without a value: if it were deleted). The daemon matches a sample of the requests of late again, against the table\n" +
-			"that would be, and says which would go elsewhere. Nothing is changed. It exits with 1 when requests would break.",
+			"that would be, and says which would go elsewhere. Nothing is changed. It exits with 1 when requests would break.\n\n" +
+			"The daemon reads the file as a reload would: its environment (ROTA_…) and its flags stand above the file, as they do now, and\n" +
+			"are no difference.",
 		Example: "  rota plan -c new.yaml\n  rota plan --route cart cart.json\n  echo '{\"balance\": \"p2c\"}' | rota plan --policy cart -",
 		Args:    args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, list []string) error {
@@ -42,9 +45,6 @@ func planCommand() *cobra.Command {
 			if file != "" {
 				if len(list) > 0 {
 					return usageError{errors.New("-c takes no value")}
-				}
-				if _, err := config.Load(file); err != nil { // with its places, which the daemon does not know
-					return err
 				}
 				text, err := os.ReadFile(file)
 				if err != nil {
@@ -63,6 +63,11 @@ func planCommand() *cobra.Command {
 			}
 			var p balancer.Plan
 			answer, err := l.ask(cmd.Context(), http.MethodPost, "/api/v1/plan", body, &p)
+			if err != nil && file != "" {
+				if _, bad := config.Load(file, config.WithEnviron(nil)); bad != nil {
+					return bad // the same, with the name of the file
+				}
+			}
 			if err != nil {
 				return err
 			}
@@ -78,6 +83,8 @@ func planCommand() *cobra.Command {
 	cmd.Flags().StringVarP(&file, "config", "c", "", "a configuration `file`")
 	cmd.Flags().StringVar(&route, "route", "", "`name` of a route in etcd")
 	cmd.Flags().StringVar(&policy, "policy", "", "`service` whose policy it is")
+	completeFlag(cmd, "route", completeRoutes("etcd"))
+	completeFlag(cmd, "policy", completeNames(1))
 	return cmd
 }
 
@@ -135,32 +142,33 @@ func showPlan(w io.Writer, p *balancer.Plan) {
 	}
 }
 
-// valueCommands are get, put and rm of a kind of value in etcd, each written by the daemon, which weighs it first.
-func valueCommands(kind, arg, key string, path func(name string) string, complete bool) []*cobra.Command {
-	var get, put, rm look
-	var force, forceRm bool
-	names := completeNames(0)
-	if complete {
-		names = completeNames(1)
-	}
-	list := []*cobra.Command{
-		get.flags(&cobra.Command{
-			Use: "get <" + arg + ">", Short: "Print the " + kind + " as it is in etcd", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: names,
-			RunE: func(cmd *cobra.Command, list []string) error {
-				if get.etcdctl {
-					return get.etcdctlLine(cmd.OutOrStdout(), "get --print-value-only", key+list[0], false)
-				}
-				body, err := get.get(cmd.Context(), path(list[0]), nil)
-				if err != nil {
-					return err
-				}
-				_, err = cmd.OutOrStdout().Write(append(body, '\n'))
-				return err
-			},
-		}),
-		put.flags(&cobra.Command{
+// weighed are the flags of what the daemon weighs against the requests of late before it writes.
+type weighed struct {
+	force bool
+	limit float64
+}
+
+func (o *weighed) flags(cmd *cobra.Command) *cobra.Command {
+	f := cmd.Flags()
+	f.BoolVar(&o.force, "force", false, "do it although requests would break")
+	f.Float64Var(&o.limit, "limit", balancer.MostBroken, "the `percentage` of the requests of late from which on it is refused because they would break")
+	return cmd
+}
+
+// write asks the daemon to write, which it refuses when too much would break.
+func (o *weighed) write(ctx context.Context, l *look, method, path string, value []byte) error {
+	_, err := l.ask(ctx, method, fmt.Sprintf("%s?force=%t&limit=%g", path, o.force, o.limit), value, nil)
+	return err
+}
+
+// valueCommands are put and rm of a kind of value in etcd, each written by the daemon, which weighs it first.
+func valueCommands(kind, arg, key string, path func(name string) string, names completion) []*cobra.Command {
+	var put, rm look
+	var putting, removing weighed
+	return []*cobra.Command{
+		putting.flags(put.flags(&cobra.Command{
 			Use: "put <" + arg + "> <file|->", Short: "Write the " + kind + " to etcd", Args: args(cobra.ExactArgs(2)), ValidArgsFunction: names,
-			Long: "Write a value, as JSON, to etcd. It is checked first, and refused when it would break requests (see rota plan), unless\n--force is given.",
+			Long: "Write a value, as JSON, to etcd. It is checked first, and refused when too many requests would break (see rota plan, and --limit),\nunless --force is given.",
 			RunE: func(cmd *cobra.Command, list []string) error {
 				value, err := readValue(cmd, list[1])
 				if err != nil {
@@ -169,38 +177,52 @@ func valueCommands(kind, arg, key string, path func(name string) string, complet
 				if put.etcdctl {
 					return put.etcdctlPut(cmd.OutOrStdout(), key+list[0], bytes.TrimSpace(value))
 				}
-				return put.write(cmd, http.MethodPut, path(list[0]), value, force)
+				if err := putting.write(cmd.Context(), &put, http.MethodPut, path(list[0]), value); err != nil {
+					return err
+				}
+				return put.done(cmd.OutOrStdout(), map[string]any{"change": "put", kind: list[0]}, "")
 			},
-		}),
-		rm.flags(&cobra.Command{
+		})),
+		removing.flags(rm.flags(&cobra.Command{
 			Use: "rm <" + arg + ">", Short: "Delete the " + kind + " from etcd", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: names,
 			RunE: func(cmd *cobra.Command, list []string) error {
 				if rm.etcdctl {
 					return rm.etcdctlLine(cmd.OutOrStdout(), "del", key+list[0], false)
 				}
-				return rm.write(cmd, http.MethodDelete, path(list[0]), nil, forceRm)
+				if err := removing.write(cmd.Context(), &rm, http.MethodDelete, path(list[0]), nil); err != nil {
+					return err
+				}
+				return rm.done(cmd.OutOrStdout(), map[string]any{"change": "rm", kind: list[0]}, "")
 			},
-		}),
+		})),
 	}
-	list[1].Flags().BoolVar(&force, "force", false, "write it although requests would break")
-	list[2].Flags().BoolVar(&forceRm, "force", false, "delete it although requests would break")
-	return list
-}
-
-func (l *look) write(cmd *cobra.Command, method, path string, value []byte, force bool) error {
-	if force {
-		path += "?force=true"
-	}
-	_, err := l.ask(cmd.Context(), method, path, value, nil)
-	return err
 }
 
 func policiesCommand() *cobra.Command {
-	return group("policies", "Read and write policies of services", valueCommands("policy", "service", "/policies/", func(name string) string {
-		return "/api/v1/services/" + url.PathEscape(name) + "/policy"
-	}, true)...)
+	var get look
+	path := func(service string) string { return "/api/v1/services/" + url.PathEscape(service) + "/policy" }
+	return group("policies", "Read and write policies of services", append(valueCommands("policy", "service", "/policies/", path, completeNames(1)),
+		get.flags(&cobra.Command{
+			Use: "get <service>", Short: "Print the policy as it is in etcd", Args: args(cobra.ExactArgs(1)), ValidArgsFunction: completeNames(1),
+			RunE: func(cmd *cobra.Command, list []string) error {
+				if get.etcdctl {
+					return get.etcdctlLine(cmd.OutOrStdout(), "get --print-value-only", "/policies/"+list[0], false)
+				}
+				body, err := get.get(cmd.Context(), path(list[0]), nil)
+				if err != nil {
+					return err
+				}
+				_, err = cmd.OutOrStdout().Write(append(body, '\n'))
+				return err
+			},
+		}))...)
+}
+
+// routePath is where the admin API has the value of a route in etcd.
+func routePath(name string) string {
+	return "/api/v1/routes/" + url.PathEscape(strings.TrimSpace(name))
 }
 
 func routeValues() []*cobra.Command {
-	return valueCommands("route", "name", "/routes/", func(name string) string { return "/api/v1/routes/" + url.PathEscape(strings.TrimSpace(name)) }, false)
+	return valueCommands("route", "name", "/routes/", routePath, completeRoutes("etcd"))
 }

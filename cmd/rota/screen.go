@@ -64,7 +64,7 @@ var (
 		"ready": "32", "starting": "36", "draining": "36", "suspect": "33", "ejected": "31", "down": "31", "replaced": "2",
 	}
 	stateCell = regexp.MustCompile(`(  )(ready|starting|draining|suspect|ejected|down|replaced)(  |$)`)
-	heading   = regexp.MustCompile(`^[A-Z][A-Z0-9 /%]+$`)
+	heading   = regexp.MustCompile(`^[A-Z][A-Z0-9 /%]+…?$`)
 )
 
 // paint colours the first state of a line that is a cell of its own, and headings.

@@ -106,14 +106,14 @@ func serve(cmd *cobra.Command, o *overrides) error {
 	if file == "" {
 		file = config.Find()
 	}
-	load := func() (*config.Config, error) {
-		c, err := config.Load(file)
+	flagged := func(c *config.Config, err error) (*config.Config, error) {
 		if err != nil {
 			return nil, err
 		}
 		o.apply(cmd, c)
 		return c, c.Validate()
 	}
+	load := func() (*config.Config, error) { return flagged(config.Load(file)) }
 	cfg, err := load()
 	if err != nil {
 		return err
@@ -129,6 +129,9 @@ func serve(cmd *cobra.Command, o *overrides) error {
 		return err
 	}
 	options := balancer.Options{Logger: log, Version: versionText(), Sockets: sockets, ConfigFile: file, LogLevel: &level}
+	options.ReadConfig = func(text []byte) (*config.Config, error) {
+		return flagged(config.Parse("plan", text, config.WithEnviron(os.Environ())))
+	}
 	if e := cfg.Etcd.Embedded; e.Dir != "" {
 		member, err := startMember(e, log.WithOptions(zap.IncreaseLevel(zap.WarnLevel)))
 		if err != nil {

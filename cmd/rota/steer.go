@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -54,31 +55,28 @@ type override struct {
 
 func overrideCommand(use string, n int, short, long string, parse func(list []string) (override, error)) *cobra.Command {
 	var l look
-	var force bool
-	cmd := l.flags(&cobra.Command{
+	var o weighed
+	return o.flags(l.flags(&cobra.Command{
 		Use: use, Short: short, Long: long, Args: args(cobra.ExactArgs(n)), ValidArgsFunction: completeNames(2),
 		RunE: func(cmd *cobra.Command, list []string) error {
-			o, err := parse(list)
+			word, err := parse(list)
 			if err != nil {
 				return err
 			}
 			if l.etcdctl {
-				value, err := l.overridden(cmd.Context(), list[0], list[1], o.change)
+				value, err := l.overridden(cmd.Context(), list[0], list[1], word.change)
 				if err != nil {
 					return err
 				}
 				return l.etcdctlPut(cmd.OutOrStdout(), "/policies/"+list[0], value)
 			}
-			path := "/api/v1/services/" + url.PathEscape(list[0]) + "/instances/" + url.PathEscape(list[1])
-			if err := l.write(cmd, http.MethodPatch, path, []byte(o.body), force); err != nil {
+			if err := o.write(cmd.Context(), &l, http.MethodPatch, instancePath(list[0], list[1]), []byte(word.body)); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "done; see: rota instances get %s %s\n", list[0], list[1])
-			return err
+			what := map[string]any{"change": cmd.Name(), "service": list[0], "instance": list[1], "override": json.RawMessage(word.body)}
+			return l.done(cmd.OutOrStdout(), what, fmt.Sprintf("done; see: rota instances get %s %s\n", list[0], list[1]))
 		},
-	})
-	cmd.Flags().BoolVar(&force, "force", false, "do it although requests would break")
-	return cmd
+	}))
 }
 
 // overridden is the policy of a service, as the daemon has it now, with another word about an instance; nil if nothing is left.

@@ -39,7 +39,7 @@ func (l *look) stream(ctx context.Context, since string, events chan<- balancer.
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return refused{resp.StatusCode, resp.Status}
+		return refused{resp.StatusCode, resp.Status, nil}
 	}
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, 1<<20)

@@ -50,7 +50,7 @@ func whyCommand() *cobra.Command {
 	})
 	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "`name: value` of a field of the request; may be repeated")
 	cmd.Flags().StringVar(&id, "request-id", "", "`id` of a request that was served (X-Request-Id)")
-	cmd.Flags().BoolVarP(&all, "all", "a", false, "list every route that does not match")
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "list the routes that do not match, the first two hundred at most")
 	return cmd
 }
 
@@ -96,10 +96,13 @@ func explain(w io.Writer, why *balancer.Why, all bool) {
 	}
 	for i, loser := range why.Losers {
 		if i == mostLosers && !all {
-			fmt.Fprintf(w, "\tand %d more: --all\n", len(why.Losers)-i)
+			fmt.Fprintf(w, "\tand %d more: --all\n", len(why.Losers)-i+why.Unlisted)
 			break
 		}
 		fmt.Fprintf(w, "\tnot %s: %s\n", printable(loser.Route.Name), printable(loser.Why))
+	}
+	if all && why.Unlisted > 0 {
+		fmt.Fprintf(w, "\tand %d more, which the daemon does not list\n", why.Unlisted)
 	}
 	if why.Service != "" {
 		fmt.Fprintf(w, "service\t%s, %s%s\n", printable(why.Service), why.Policy, atRevision(why.PolicyRevision))

@@ -48,6 +48,8 @@ type API struct {
 	Ended <-chan struct{}
 	// Config is the configuration in effect, as YAML without secrets, and the file it came from; empty is none.
 	Config func() (path string, yaml []byte)
+	// ReadConfig reads the text of a configuration file as a reload would.
+	ReadConfig func(text []byte) (*config.Config, error)
 	// Static is what of it only a restart changes.
 	Static *config.Static
 	// LogLevel is that of the event log.

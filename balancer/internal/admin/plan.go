@@ -83,7 +83,7 @@ var errDraft = errors.New("give one of config, route and service")
 func (a *API) draft(in Draft) (d control.Draft, restart []config.Difference, err error) {
 	switch {
 	case in.Config != "" && in.Route == "" && in.Service == "":
-		c, err := config.Parse("plan", []byte(in.Config))
+		c, err := a.ReadConfig([]byte(in.Config))
 		if err != nil {
 			return d, nil, err
 		}

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -13,7 +14,8 @@ import (
 type resource struct {
 	method, path, summary string
 	query                 []param
-	in, out               any // zero values of what is sent and answered as JSON; nil is nothing
+	in, out               any   // zero values of what is sent and answered as JSON; nil is nothing
+	fails                 []int // the statuses that it refuses with, beside those of all of them
 	probe                 bool
 	do                    http.HandlerFunc
 }
@@ -28,37 +30,60 @@ var forced = []param{
 	{"limit", "the percentage of the requests of late from which on it is refused because they would break; 1 unless given"},
 }
 
+// failures are what statuses mean, whichever resource answers with them.
+var failures = map[int]string{
+	400: "the body or a parameter is not what it should be",
+	401: "the token is missing or wrong",
+	403: "a page of another origin has asked",
+	404: "nothing of that name is known",
+	409: "too many of the requests of late would break, or there is no registry to write to",
+	412: "it is not any more what If-Match says",
+	421: "the host is no name of the daemon",
+	422: "the value is not valid",
+	502: "the registry has not taken it",
+	503: "the daemon is about to end",
+}
+
+// What resources refuse with that ask the control plane, look for something there, and write to the registry.
+var (
+	asks    = []int{503}
+	finds   = []int{404, 503}
+	puts    = []int{400, 409, 412, 422, 502, 503}
+	patches = []int{400, 404, 409, 422, 502, 503}
+	deletes = []int{400, 409, 412, 502, 503}
+)
+
 // resources are those of /api/v1.
 func (a *API) resources() []resource {
 	return []resource{
-		{method: "GET", path: "/api/v1/status", summary: "How the daemon stands", out: Status{}, do: a.status},
-		{method: "GET", path: "/api/v1/services", summary: "The services and their instances", out: []Service{}, do: a.services},
-		{method: "GET", path: "/api/v1/services/{service}", summary: "One service", out: Service{}, do: a.services},
-		{method: "POST", path: "/api/v1/services/{service}/release", summary: "Release the brake: give up the suspects of a service", out: Released{}, do: a.release},
-		{method: "GET", path: "/api/v1/services/{service}/policy", summary: "The policy of a service in the registry", out: json.RawMessage{}, do: a.policy},
-		{method: "PUT", path: "/api/v1/services/{service}/policy", summary: "Write it; If-Match heeded", query: forced, in: json.RawMessage{}, do: a.setPolicy},
-		{method: "DELETE", path: "/api/v1/services/{service}/policy", summary: "Delete it; If-Match heeded", query: forced, do: a.setPolicy},
-		{method: "GET", path: "/api/v1/services/{service}/instances/{id}", summary: "One instance, with what is left of its lease", out: Instance{}, do: a.instance},
-		{method: "PATCH", path: "/api/v1/services/{service}/instances/{id}", summary: "Drain an instance, or give it another weight, in the policy of its service", query: forced, in: Override{}, do: a.override},
-		{method: "DELETE", path: "/api/v1/orphans", summary: "Give up the routes, policies and grants that the registry, another store than before, does not have", out: Dropped{}, do: a.dropOrphans},
+		{method: "GET", path: "/api/v1/status", summary: "How the daemon stands", out: Status{}, fails: asks, do: a.status},
+		{method: "GET", path: "/api/v1/services", summary: "The services and their instances", out: []Service{}, fails: asks, do: a.services},
+		{method: "GET", path: "/api/v1/services/{service}", summary: "One service", out: Service{}, fails: finds, do: a.services},
+		{method: "POST", path: "/api/v1/services/{service}/release", summary: "Release the brake: give up the suspects of a service", out: Released{}, fails: asks, do: a.release},
+		{method: "GET", path: "/api/v1/services/{service}/policy", summary: "The policy of a service in the registry", out: json.RawMessage{}, fails: finds, do: a.policy},
+		{method: "PUT", path: "/api/v1/services/{service}/policy", summary: "Write it; If-Match heeded", query: forced, in: json.RawMessage{}, fails: puts, do: a.setPolicy},
+		{method: "DELETE", path: "/api/v1/services/{service}/policy", summary: "Delete it; If-Match heeded", query: forced, fails: deletes, do: a.setPolicy},
+		{method: "GET", path: "/api/v1/services/{service}/instances/{id}", summary: "One instance, with what is left of its lease", out: Instance{}, fails: finds, do: a.instance},
+		{method: "PATCH", path: "/api/v1/services/{service}/instances/{id}", summary: "Drain an instance, or give it another weight, in the policy of its service", query: forced, in: Override{}, fails: patches, do: a.override},
+		{method: "DELETE", path: "/api/v1/orphans", summary: "Give up the routes, policies and grants that the registry, another store than before, does not have", out: Dropped{}, fails: asks, do: a.dropOrphans},
 		{method: "GET", path: "/api/v1/routes", summary: "The routes in effect, and those that can never match", out: Routes{}, do: a.routes},
-		{method: "GET", path: "/api/v1/routes/{name}", summary: "A route in the registry", out: json.RawMessage{}, do: a.route},
-		{method: "PUT", path: "/api/v1/routes/{name}", summary: "Write it; If-Match heeded", query: forced, in: json.RawMessage{}, do: a.setRoute},
-		{method: "DELETE", path: "/api/v1/routes/{name}", summary: "Delete it; If-Match heeded", query: forced, do: a.setRoute},
-		{method: "GET", path: "/api/v1/why", summary: "Where a request would go, and why not elsewhere", out: Why{}, do: a.why, query: []param{
+		{method: "GET", path: "/api/v1/routes/{name}", summary: "A route in the registry", out: json.RawMessage{}, fails: finds, do: a.route},
+		{method: "PUT", path: "/api/v1/routes/{name}", summary: "Write it; If-Match heeded", query: forced, in: json.RawMessage{}, fails: puts, do: a.setRoute},
+		{method: "DELETE", path: "/api/v1/routes/{name}", summary: "Delete it; If-Match heeded", query: forced, fails: deletes, do: a.setRoute},
+		{method: "GET", path: "/api/v1/why", summary: "Where a request would go, and why not elsewhere", out: Why{}, fails: []int{400, 404, 503}, do: a.why, query: []param{
 			{"url", "of the request, with its host"}, {"method", "of the request; GET unless given"},
 			{"header", "a field of it, as in X-Beta: 1; may be repeated"}, {"request_id", "of a request that was served, instead"},
 		}},
-		{method: "POST", path: "/api/v1/plan", summary: "What a change would do to the requests of late; it changes nothing", in: Draft{}, out: Plan{}, do: a.plan},
-		{method: "GET", path: "/api/v1/stats", summary: "Counters since the start, for whoever computes rates", out: Stats{}, do: a.stats, query: []param{
+		{method: "POST", path: "/api/v1/plan", summary: "What a change would do to the requests of late; it changes nothing", in: Draft{}, out: Plan{}, fails: []int{400, 422, 503}, do: a.plan},
+		{method: "GET", path: "/api/v1/stats", summary: "Counters since the start, for whoever computes rates", out: Stats{}, fails: finds, do: a.stats, query: []param{
 			{"service", "only this one, with its endpoints"},
 		}},
-		{method: "GET", path: "/api/v1/events", summary: "What has happened; as text/event-stream also what happens, resumed by Last-Event-ID", out: []Event{}, do: a.events, query: []param{
+		{method: "GET", path: "/api/v1/events", summary: "What has happened; as text/event-stream also what happens, resumed by Last-Event-ID", out: []Event{}, fails: []int{400}, do: a.events, query: []param{
 			{"since", "the id of an event: only those after it; all, if it is of another life of the daemon"},
 		}},
 		{method: "GET", path: "/api/v1/config", summary: "The configuration in effect, secrets hidden", out: Config{}, do: a.config},
 		{method: "GET", path: "/api/v1/loglevel", summary: "The level of the event log", out: Level{}, do: a.level},
-		{method: "PUT", path: "/api/v1/loglevel", summary: "Change it until the next reload", in: Level{}, out: Level{}, do: a.setLevel},
+		{method: "PUT", path: "/api/v1/loglevel", summary: "Change it until the next reload", in: Level{}, out: Level{}, fails: []int{400}, do: a.setLevel},
 		{method: "GET", path: "/api/v1/openapi.json", summary: "This document", out: json.RawMessage{}, do: a.openapi},
 		{method: "GET", path: "/metrics", summary: "Metrics in Prometheus' formats", do: a.metrics},
 		{method: "GET", path: "/livez", summary: "200 while the daemon runs", probe: true, do: a.livez},
@@ -96,19 +121,33 @@ func OpenAPI() []byte {
 		} else if r.writes() {
 			status = "204"
 		}
-		op["responses"] = map[string]any{status: done, "default": map[string]any{
-			"description": "what has gone wrong (RFC 9457)",
-			"content":     map[string]any{"application/problem+json": map[string]any{"schema": ref("Problem")}},
-		}}
+		responses := map[string]any{status: done}
+		if r.out != nil && !r.writes() {
+			responses["304"] = map[string]any{"description": "it is what If-None-Match says"}
+		}
+		fails := append([]int{403, 421}, r.fails...)
 		if r.probe {
 			op["security"] = []any{}
+		} else {
+			fails = append(fails, 401)
 		}
+		for _, status := range fails {
+			responses[strconv.Itoa(status)] = map[string]any{"$ref": "#/components/responses/" + strconv.Itoa(status)}
+		}
+		if r.probe && r.out != nil {
+			responses["503"] = map[string]any{"description": "not ready", "content": done["content"]}
+		}
+		op["responses"] = responses
 		if paths[r.path] == nil {
 			paths[r.path] = map[string]any{}
 		}
 		paths[r.path][strings.ToLower(r.method)] = op
 	}
-	schemaOf(reflect.TypeFor[Problem](), schemas)
+	problem := map[string]any{"application/problem+json": map[string]any{"schema": schemaOf(reflect.TypeFor[Problem](), schemas)}}
+	responses := map[string]any{}
+	for status, text := range failures {
+		responses[strconv.Itoa(status)] = map[string]any{"description": text, "content": problem}
+	}
 	out, err := json.MarshalIndent(map[string]any{
 		"openapi": "3.1.0",
 		"info": map[string]any{"title": "Rota admin API", "version": "1", "description": "Answers have an ETag; If-None-Match is heeded. " +
@@ -118,6 +157,7 @@ func OpenAPI() []byte {
 		"paths":    paths,
 		"components": map[string]any{
 			"schemas":         schemas,
+			"responses":       responses,
 			"securitySchemes": map[string]any{"token": map[string]any{"type": "http", "scheme": "bearer"}},
 		},
 	}, "", "  ")

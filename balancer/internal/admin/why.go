@@ -18,10 +18,12 @@ type Why struct {
 	Path   string `json:"path"` // as it is matched
 	Query  string `json:"query,omitempty"`
 	// Route is the one that matches; Reason is why there is no answer from an instance, if that is sure.
-	Route    *Route  `json:"route,omitempty"`
-	Reason   string  `json:"reason,omitempty"`
-	Losers   []Loser `json:"losers,omitempty"`
-	Redirect bool    `json:"redirect,omitempty"`
+	Route  *Route  `json:"route,omitempty"`
+	Reason string  `json:"reason,omitempty"`
+	Losers []Loser `json:"losers,omitempty"`
+	// Unlisted is how many losers there are beside those.
+	Unlisted int  `json:"losers_unlisted,omitempty"`
+	Redirect bool `json:"redirect,omitempty"`
 	// Service is whose instances are chosen among, by Policy. With a split it is one of its shares, drawn anew each time.
 	Service    string      `json:"service,omitempty"`
 	Policy     string      `json:"policy,omitempty"`
@@ -110,7 +112,11 @@ func (a *API) why(w http.ResponseWriter, r *http.Request) {
 	out.Generation, out.Revision = table.Generation, table.Revision
 	to := table.Match(q)
 	for _, fit := range table.Explain(q) {
-		if fit.Route == to.Route || len(out.Losers) == mostLosers {
+		if fit.Route == to.Route {
+			continue
+		}
+		if len(out.Losers) == mostLosers {
+			out.Unlisted++
 			continue
 		}
 		why := fit.Why

@@ -81,12 +81,12 @@ func (e errBroken) Error() string {
 		100*e.plan.Broken, e.plan.Replayed, m.Example, fate, m.Under)
 }
 
-// mostBroken is the percentage of broken requests from which on a write is refused that neither is forced nor names another limit.
-const mostBroken = 1
+// MostBroken is the percentage of broken requests from which on a write is refused that neither is forced nor names another limit.
+const MostBroken = 1
 
 // weigh replays the requests of late against a draft, and refuses the write when too many of them would break.
 func (a *API) weigh(r *http.Request, d control.Draft) error {
-	limit, query := float64(mostBroken), r.URL.Query()
+	limit, query := float64(MostBroken), r.URL.Query()
 	if text := query.Get("limit"); text != "" {
 		var err error
 		if limit, err = strconv.ParseFloat(strings.TrimSuffix(text, "%"), 64); err != nil || !(limit >= 0 && limit <= 100) {

@@ -24,7 +24,7 @@ export interface Event { id: string; seq: number; at: string; kind: string; serv
 export interface Route { name: string; source: string; host?: string; path?: string; service: string; strip_prefix?: boolean; priority?: number; timeout?: string; revision?: number }
 export interface Routes { routes: Route[]; conflicts?: { winner: Route; loser: Route }[] }
 export interface Why {
-  scheme: string; method: string; host: string; path: string; query?: string; route?: Route; reason?: string; redirect?: boolean; losers?: { route: Route; why: string }[];
+  scheme: string; method: string; host: string; path: string; query?: string; route?: Route; reason?: string; redirect?: boolean; losers?: { route: Route; why: string }[]; losers_unlisted?: number;
   service?: string; policy?: string; policy_revision?: number; candidates?: (Instance & { chosen: boolean; share: number; load: number })[]; table_generation: number; table_revision: number;
 }
 

@@ -97,8 +97,9 @@ function why(w: Why): Node[] {
     list.push(grid.node);
   }
   if (w.losers && w.losers.length > 0) {
-    list.push(el("details", {}, el("summary", {}, `${w.losers.length} routes that do not get it`),
-      el("ul", {}, ...w.losers.map((l) => el("li", {}, `${l.route.name} (${l.route.source}): ${l.why}`)))));
+    const more = w.losers_unlisted ?? 0;
+    list.push(el("details", {}, el("summary", {}, `${w.losers.length + more} routes that do not get it`),
+      el("ul", {}, ...w.losers.map((l) => el("li", {}, `${l.route.name} (${l.route.source}): ${l.why}`)), more > 0 ? el("li", {}, `and ${more} more`) : "")));
   }
   return list;
 }
