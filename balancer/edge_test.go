@@ -55,6 +55,10 @@ func TestProxyHeaders(t *testing.T) {
 		v2(0x21, 0x11, 11, four[1:]), v2(0x21, 0x21, 12, four), v2(0x21, 0x11, 14, four+"\x01\x00"), v2(0x21, 0x11, 0xffff, four), v2(0x20, 0, 1, "\x01"),
 		strings.Replace(v2(0x21, 0x11, 12, four), "QUIT", "QUIX", 1), "\r\n\r\n",
 	}
+	unbelieved := []string{ // those that name nobody
+		"PROXY UNKNOWN\r\n", "PROXY UNKNOWN 203.0.113.9 198.51.100.1 5555 80\r\n", "PROXY TCP6 2001:db8::1 2001:db8::2 5555 80\r\n",
+		v2(0x20, 0, 0, ""), v2(0x21, 0, 0, ""), v2(0x21, 0x21, 36, strings.Repeat("\x20\x01\x0d\xb8", 8)+"\x15\xb3\x00\x50"),
+	}
 	eachEngine(t, func(t *testing.T, engine string) {
 		upstream, requests := counted(t)
 		_, roots, certFile, keyFile := pair(t, "a")
@@ -65,12 +69,15 @@ func TestProxyHeaders(t *testing.T) {
 				{Address: "127.0.0.1:0", Protocol: "http", ProxyProtocol: []string{"127.0.0.0/8"}},
 				{Address: "127.0.0.1:0", Protocol: "http", ProxyProtocol: []string{"192.0.2.0/24"}},
 				{Address: "127.0.0.1:0", Protocol: "https", ProxyProtocol: []string{"127.0.0.0/8"}, TLS: secure},
+				{Address: "127.0.0.1:0", Protocol: "http"},
+				{Address: "127.0.0.1:0", Protocol: "https", TLS: secure},
+				{Address: "127.0.0.1:0", Protocol: "https", ProxyProtocol: []string{"192.0.2.0/24"}, TLS: secure},
 			}
 			c.Routes = []config.Route{{Name: "r", Service: "s"}}
 			c.Services = map[string]config.Service{"s": static(upstream)}
 		})
-		// answers is what comes back until the connection ends.
-		answers := func(listener int, sent string) string {
+		// answers is what comes back until the connection ends. The pieces are sent one by one.
+		answers := func(listener int, pieces ...string) string {
 			t.Helper()
 			c, err := net.Dial("tcp", d.Addresses()[listener].String())
 			if err != nil {
@@ -78,10 +85,12 @@ func TestProxyHeaders(t *testing.T) {
 			}
 			defer c.Close()
 			c.SetDeadline(time.Now().Add(10 * time.Second))
-			io.WriteString(c, sent)
+			for _, piece := range pieces {
+				io.WriteString(c, piece)
+			}
 			got, err := io.ReadAll(c)
 			if ne, ok := err.(net.Error); ok && ne.Timeout() {
-				t.Errorf("%q: the connection stays open", sent)
+				t.Fatalf("%q: the connection stays open", pieces)
 			}
 			return string(got)
 		}
@@ -96,9 +105,24 @@ func TestProxyHeaders(t *testing.T) {
 				t.Errorf("%q: answered %.80q", header, got)
 			}
 		}
-		for _, header := range good { // from elsewhere it is no header, and no request either
-			if got := answers(1, header+request); got != "" && !strings.HasPrefix(got, "HTTP/1.1 400 ") || strings.Count(got, "HTTP/1.1") > 1 {
-				t.Errorf("%q from an untrusted source: answered %q", header, got)
+		// From elsewhere, and where none is expected at all, it is no header, and nothing behind it is a request: what looks like a
+		// header is refused as a request that is none, once, or, where TLS is due, not answered at all, and the connection ends.
+		for listener, refused := range map[int]string{1: "HTTP/1.1 400 ", 3: "HTTP/1.1 400 ", 4: "", 5: ""} {
+			all := append(unbelieved, good...)
+			for _, header := range bad {
+				if strings.HasPrefix(header, "PROXY") || strings.HasPrefix(header, "\r\n\r\n\x00") {
+					all = append(all, header)
+				}
+			}
+			for _, header := range all {
+				for _, pieces := range [][]string{{header + request}, {header, request}, strings.Split(header+request, "")} {
+					got := answers(listener, pieces...)
+					switch {
+					case refused == "" && got == "":
+					case refused == "" || !strings.HasPrefix(got, refused) || strings.Count(got, "HTTP/1.1") > 1 || !strings.Contains(got, "\r\nConnection: close\r\n"):
+						t.Errorf("listener %d: %q is answered %q", listener, pieces[0], got)
+					}
+				}
 			}
 		}
 		if n := requests.Load() - before; n > 0 {
@@ -218,8 +242,40 @@ func TestServerNames(t *testing.T) {
 	})
 }
 
-// hello is a WebSocket through the daemon, on which a line comes back.
-func hello(t *testing.T, d *daemon) (net.Conn, *bufio.Reader) {
+// below is what TLS is spoken over. crypto/tls takes the end of that for the end of what is said, if it is at the end of a record;
+// below knows better.
+type below struct {
+	net.Conn
+	ended atomic.Bool
+}
+
+func (b *below) Read(p []byte) (int, error) {
+	n, err := b.Conn.Read(p)
+	if err == io.EOF {
+		b.ended.Store(true)
+	}
+	return n, err
+}
+
+// unsaid is the end of a TLS connection without a close_notify, of which nil was read.
+func unsaid(c net.Conn) bool {
+	s, secure := c.(*tls.Conn)
+	return secure && s.NetConn().(*below).ended.Load()
+}
+
+// listenBelow accepts such connections.
+type listenBelow struct{ net.Listener }
+
+func (l listenBelow) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &below{Conn: c}, nil
+}
+
+// hello is a WebSocket through the daemon, over TLS where there is a configuration of it, on which a line comes back.
+func hello(t *testing.T, d *daemon, secure *tls.Config) (net.Conn, *bufio.Reader) {
 	t.Helper()
 	c, err := net.Dial("tcp", strings.TrimPrefix(d.url, "http://"))
 	if err != nil {
@@ -227,6 +283,9 @@ func hello(t *testing.T, d *daemon) (net.Conn, *bufio.Reader) {
 	}
 	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(20 * time.Second))
+	if secure != nil {
+		c = tls.Client(&below{Conn: c}, secure)
+	}
 	io.WriteString(c, "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
 	r := bufio.NewReader(c)
 	if resp, err := http.ReadResponse(r, nil); err != nil || resp.StatusCode != 101 {
@@ -240,80 +299,118 @@ func hello(t *testing.T, d *daemon) (net.Conn, *bufio.Reader) {
 }
 
 // Tunnels end when nothing moves for the time that a tunnel may be silent, and when the daemon is told to stop: then shortly
-// before the deadline, cleanly on both sides, so that the daemon ends in time.
+// before the deadline, cleanly on both sides, so that the daemon ends in time. Over TLS a clean end is one that is said
+// (close_notify).
 func TestTunnels(t *testing.T) {
-	eachEngine(t, func(t *testing.T, engine string) {
-		var ends sync.WaitGroup
-		var endings [2]atomic.Int32 // clean ones, others
-		up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-			c, rw, err := w.(http.Hijacker).Hijack()
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer c.Close()
-			ends.Add(1)
-			defer ends.Done()
-			fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n", base64.StdEncoding.EncodeToString(sum[:]))
-			if _, err := io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{rw}); err == nil {
-				endings[0].Add(1)
-			} else {
-				endings[1].Add(1)
-			}
-		}))
-		defer up.Close()
-		settings := func(grace, idle time.Duration) func(c *config.Config) {
-			return func(c *config.Config) {
-				c.Engine, c.Etcd.Disabled, c.Grace, c.Timeouts.Tunnel = engine, true, grace, idle
-				c.Routes = []config.Route{{Name: "r", Service: "s"}}
-				c.Services = map[string]config.Service{"s": static(up.Listener.Addr().String())}
-			}
-		}
-		clean := func(what string, r io.Reader, tunnels int32) {
-			t.Helper()
-			if rest, err := io.ReadAll(r); err != nil || len(rest) > 0 {
-				t.Errorf("%s: %q, %v", what, rest, err)
-			}
-			ends.Wait()
-			if endings[0].Swap(0) != tunnels || endings[1].Swap(0) != 0 {
-				t.Errorf("%s: the instance did not see a clean end", what)
-			}
-		}
+	_, roots, certFile, keyFile := pair(t, "a")
+	theirs, _, theirFile, _ := pair(t, "s")
+	var all sync.WaitGroup // they wait most of the time: more of them at once than there are processors
+	defer all.Wait()
+	for _, w := range []struct {
+		id           string
+		client, inst bool // TLS on that side
+	}{{"ws", false, false}, {"wss", true, false}, {"ws to TLS", false, true}, {"wss to TLS", true, true}} {
+		for _, engine := range []string{"loops", "goroutines"} {
+			all.Go(func() {
+				t.Run(w.id+" "+engine, func(t *testing.T) {
+					var ends sync.WaitGroup
+					var endings [2]atomic.Int32 // clean ones, others
+					up := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+						c, rw, err := w.(http.Hijacker).Hijack()
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						defer c.Close()
+						ends.Add(1)
+						defer ends.Done()
+						fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n", base64.StdEncoding.EncodeToString(sum[:]))
+						if _, err := io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{rw}); err == nil && !unsaid(c) {
+							endings[0].Add(1)
+						} else {
+							endings[1].Add(1)
+						}
+					}))
+					if w.inst {
+						up.Listener = listenBelow{up.Listener}
+						up.TLS = &tls.Config{Certificates: []tls.Certificate{theirs}, NextProtos: []string{"http/1.1"}}
+						up.StartTLS()
+					} else {
+						up.Start()
+					}
+					t.Cleanup(up.Close)
+					settings := func(grace, idle time.Duration) func(c *config.Config) {
+						return func(c *config.Config) {
+							c.Engine, c.Etcd.Disabled, c.Grace, c.Timeouts.Tunnel = engine, true, grace, idle
+							c.Routes = []config.Route{{Name: "r", Service: "s"}}
+							s := static(up.Listener.Addr().String())
+							if w.inst {
+								s.Protocol, s.TLS = "https", config.UpstreamTLS{CA: theirFile, ServerName: "s"}
+							}
+							c.Services = map[string]config.Service{"s": s}
+							if w.client {
+								c.Listeners[0].Protocol = "https"
+								c.Listeners[0].TLS = config.TLS{Certificates: []config.Certificate{{Cert: certFile, Key: keyFile}}}
+							}
+						}
+					}
+					var secure *tls.Config
+					if w.client {
+						secure = &tls.Config{RootCAs: roots, ServerName: "a"}
+					}
+					clean := func(what string, c net.Conn, r io.Reader, tunnels int32) {
+						t.Helper()
+						if rest, err := io.ReadAll(r); err != nil || len(rest) > 0 || unsaid(c) {
+							t.Errorf("%s: %q, %v, unsaid %v", what, rest, err, unsaid(c))
+						}
+						ends.Wait()
+						if good, bad := endings[0].Swap(0), endings[1].Swap(0); good != tunnels || bad != 0 {
+							t.Errorf("%s: the instance did not see a clean end", what)
+						}
+					}
 
-		const idle = 600 * time.Millisecond
-		d := run(t, nil, settings(10*time.Second, idle))
-		c, r := hello(t, d)
-		for began := time.Now(); time.Since(began) < 2*idle; time.Sleep(idle / 6) { // it is not silent
-			io.WriteString(c, "more\n")
-			if line, err := r.ReadString('\n'); err != nil || line != "more\n" {
-				t.Fatal(line, err)
-			}
-		}
-		quiet := time.Now()
-		clean("idle", r, 1)
-		if took := time.Since(quiet); took < idle/2 {
-			t.Errorf("ended after %v of silence, %v are allowed", took, idle)
-		}
-		c.Close()
+					const idle = 600 * time.Millisecond
+					silent := func() {
+						d := run(t, nil, settings(10*time.Second, idle))
+						c, r := hello(t, d, secure)
+						for began := time.Now(); time.Since(began) < 2*idle; time.Sleep(idle / 6) { // it is not silent
+							io.WriteString(c, "more\n")
+							if line, err := r.ReadString('\n'); err != nil || line != "more\n" {
+								t.Fatal(line, err)
+							}
+						}
+						quiet := time.Now()
+						clean("idle", c, r, 1)
+						if took := time.Since(quiet); took < idle/2 {
+							t.Errorf("ended after %v of silence, %v are allowed", took, idle)
+						}
+						c.Close()
+					}
+					if engine == "loops" || secure == nil && !w.inst { // on goroutines that end is not said over TLS, for by then the time to write is over
+						silent()
+					}
 
-		const grace = 2 * time.Second
-		d = run(t, nil, settings(grace, time.Hour))
-		c, r = hello(t, d)
-		ended := make(chan error, 1)
-		go func() { ended <- d.stop() }()
-		for !d.draining.Load() {
-			time.Sleep(time.Millisecond)
+					const grace = 2 * time.Second
+					d := run(t, nil, settings(grace, time.Hour))
+					c, r := hello(t, d, secure)
+					ended := make(chan error, 1)
+					go func() { ended <- d.stop() }()
+					for !d.draining.Load() {
+						time.Sleep(time.Millisecond)
+					}
+					io.WriteString(c, "late\n") // it goes on while others finish
+					if line, err := r.ReadString('\n'); err != nil || line != "late\n" {
+						t.Errorf("while draining: %q, %v", line, err)
+					}
+					clean("drained", c, r, 1)
+					if err := <-ended; err != nil {
+						t.Errorf("the daemon ended with %v", err)
+					}
+				})
+			})
 		}
-		io.WriteString(c, "late\n") // it goes on while others finish
-		if line, err := r.ReadString('\n'); err != nil || line != "late\n" {
-			t.Errorf("while draining: %q, %v", line, err)
-		}
-		clean("drained", r, 1)
-		if err := <-ended; err != nil {
-			t.Errorf("the daemon ended with %v", err)
-		}
-	})
+	}
 }
 
 // The bound on the connections of a client is one on those it has behind an L4 balancer, not on that balancer.

@@ -17,6 +17,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -352,10 +353,11 @@ func TestHostileAnswers(t *testing.T) {
 				} else if rest, err := io.ReadAll(c.r); err != nil && !errors.Is(err, syscall.ECONNRESET) || strings.Contains(string(rest), "secret") {
 					t.Errorf("at the end came %.300q, %v", rest, err)
 				}
-				for n := range 4 { // of which some are on each loop
+				for n := range victims { // of which some are on each loop
 					v := r.dial()
 					v.t = t
 					v.asks(fmt.Sprintf("/victim/%d", n))
+					v.Close()
 				}
 				if n := up.after.Load(); n != 0 && !want.pooled {
 					t.Errorf("%d requests came over the connection after the answer", n)
@@ -442,30 +444,40 @@ func TestPoisonedConnections(t *testing.T) {
 	}
 }
 
-// An answer that comes while the client is sending 16 MiB reaches it whole, the upload stops, and nobody else notices.
+// An answer that comes while the client is sending 100 MB reaches it whole, the upload stops, nobody else notices, and the
+// memory does not grow by it.
 func TestAnswersDuringUploads(t *testing.T) {
-	const size = 16 << 20
+	const piece = 16 << 10
+	const size = 100_000_000 / piece * piece
 	for _, u := range []struct {
 		id, framing string
 		status      string
-		reads       bool // the instance goes on reading
+		after       int64 // bytes of the body that the instance has when it answers
+		reads       bool  // it goes on reading
 		then        string
 		want        int
 	}{
-		{"R07 413 and the end", "length", "413 Content Too Large\r\nConnection: close", false, "fin", 413},
-		{"R07 413 and a reset", "length", "413 Content Too Large", false, "rst", 413},
-		{"R07 200 and the end", "length", "200 OK\r\nConnection: close", false, "fin", 200},
-		{"R07 413, chunks", "chunked", "413 Content Too Large\r\nConnection: close", false, "fin", 413},
-		{"R07 413, reads on", "length", "413 Content Too Large", true, "", 413},
-		{"R07 200, reads on", "length", "200 OK", true, "", 200},
-		{"R07 200, reads on, chunks", "chunked", "200 OK", true, "", 200},
-		{"R07 401, reads no more", "length", "401 Unauthorized", false, "", 401},
+		{"R07 413 and the end", "length", "413 Content Too Large\r\nConnection: close", 0, false, "fin", 413},
+		{"R07 413 and a reset", "length", "413 Content Too Large", 0, false, "rst", 413},
+		{"R07 200 and the end", "length", "200 OK\r\nConnection: close", 0, false, "fin", 200},
+		{"R07 413, chunks", "chunked", "413 Content Too Large\r\nConnection: close", 0, false, "fin", 413},
+		{"R07 413, reads on", "length", "413 Content Too Large", 0, true, "", 413},
+		{"R07 200, reads on", "length", "200 OK", 0, true, "", 200},
+		{"R07 200, reads on, chunks", "chunked", "200 OK", 0, true, "", 200},
+		{"R07 401, reads no more", "length", "401 Unauthorized", 0, false, "", 401},
+		{"R07 413 and the end, late", "length", "413 Content Too Large\r\nConnection: close", size / 2, false, "fin", 413},
+		{"R07 413 and the end, late, chunks", "chunked", "413 Content Too Large\r\nConnection: close", size / 2, false, "fin", 413},
+		{"R07 413 and a reset, late", "length", "413 Content Too Large", size / 2, false, "rst", 413},
+		{"R07 200 and the end, late", "length", "200 OK\r\nConnection: close", size / 2, false, "fin", 200},
+		{"R07 200, reads on, late", "length", "200 OK", size / 2, true, "", 200},
+		{"R07 200, reads on, late, chunks", "chunked", "200 OK", size / 2, true, "", 200},
+		{"R07 413, reads no more, late", "length", "413 Content Too Large", size / 2, false, "", 413},
 	} {
 		t.Run(u.id, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
 				var whole atomic.Int32
 				stop := make(chan struct{})
-				up := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+				up := newSilent(t, func(c net.Conn, r *bufio.Reader) {
 					for {
 						head := readHead(r)
 						if head == "" {
@@ -475,11 +487,15 @@ func TestAnswersDuringUploads(t *testing.T) {
 							io.WriteString(c, own(strings.Fields(head)[1]))
 							continue
 						}
+						if n, err := io.CopyN(io.Discard, r, u.after); err != nil {
+							t.Errorf("the instance got %d bytes, then %v", n, err)
+							return
+						}
 						io.WriteString(c, "HTTP/1.1 "+u.status+"\r\nContent-Length: 5\r\n\r\nearly")
 						switch {
 						case u.reads:
 							n, _ := io.Copy(io.Discard, r)
-							if n >= size {
+							if u.after+n >= size {
 								whole.Add(1)
 							}
 							return
@@ -494,9 +510,13 @@ func TestAnswersDuringUploads(t *testing.T) {
 					}
 				})
 				t.Cleanup(func() { close(stop) })
-				r := start(t, engine, Settings{}, up.address)
+				r := start(t, engine, Settings{}, up)
 				c := r.dial()
 				c.asks("/warm")
+				c.SetDeadline(time.Now().Add(6 * patience))
+				runtime.GC()
+				var before, now runtime.MemStats
+				runtime.ReadMemStats(&before)
 				framing := "Content-Length: " + strconv.Itoa(size)
 				if u.framing == "chunked" {
 					framing = "Transfer-Encoding: chunked"
@@ -506,16 +526,16 @@ func TestAnswersDuringUploads(t *testing.T) {
 				sent := make(chan struct{})
 				go func() {
 					defer close(sent)
-					piece, last := strings.Repeat("z", 16<<10), "z"
+					some, last := strings.Repeat("z", piece), "z"
 					if u.framing == "chunked" {
-						piece, last = fmt.Sprintf("%x\r\n%s\r\n", len(piece), piece), "0\r\n\r\n"
+						some, last = fmt.Sprintf("%x\r\n%s\r\n", len(some), some), "0\r\n\r\n"
 					}
-					for n := 0; n < size; n += 16 << 10 {
-						if n == size-16<<10 { // not the last piece: the answer is an early one, however fast all goes
+					for n := 0; n < size; n += piece {
+						if n == size-piece { // not the last piece: the answer is an early one, however fast all goes
 							<-answered
-							piece = piece[1:] + last
+							some = some[1:] + last
 						}
-						if _, err := io.WriteString(c.Conn, piece); err != nil {
+						if _, err := io.WriteString(c.Conn, some); err != nil {
 							return
 						}
 					}
@@ -525,16 +545,22 @@ func TestAnswersDuringUploads(t *testing.T) {
 				if resp.StatusCode != u.want || body != "early" || !resp.Close {
 					t.Errorf("answered %d %q, close %v", resp.StatusCode, body, resp.Close)
 				}
-				for n := range 4 {
-					r.dial().asks(fmt.Sprintf("/victim/%d", n))
+				for n := range victims {
+					v := r.dial()
+					v.asks(fmt.Sprintf("/victim/%d", n))
+					v.Close()
 				}
 				c.Close()
 				<-sent
+				runtime.ReadMemStats(&now)
+				if grown := int64(now.Sys - before.Sys); grown > 16<<20 { // what was had from the system at the peak
+					t.Errorf("%d KiB of memory for %d MiB", grown>>10, size>>20)
+				}
 				if whole.Load() > 0 {
 					t.Error("the upload went on to its end")
 				}
-				for _, rec := range r.wait(6) {
-					if string(rec.Path) == "/upload" && (rec.Status != u.want || rec.Reason != "" || rec.BytesIn >= size) {
+				for _, rec := range r.wait(2 + victims) {
+					if string(rec.Path) == "/upload" && (rec.Status != u.want || rec.Reason != "" || rec.BytesIn >= size || rec.BytesIn < u.after) {
 						t.Errorf("record: %d %q, %d bytes in", rec.Status, rec.Reason, rec.BytesIn)
 					}
 				}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"flag"
 	"fmt"
 	"io"
@@ -59,6 +60,7 @@ type rig struct {
 	sockets   int               // that may be open; zero is no bound
 	guard     *Guard            // of the proxy; nil is none
 	loops     int               // zero is two
+	secure    *tls.Config       // what clients are served with; nil is plaintext
 
 	mu      sync.Mutex
 	records []Record
@@ -128,7 +130,11 @@ func startWith(t *testing.T, engine string, settings Settings, with func(r *rig)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { r.engine.Run(ctx); close(ended) }()
-	if _, err := r.engine.Listen(ln, r.proxy, nil); err != nil {
+	var handler netloop.Handler = r.proxy
+	if r.secure != nil {
+		handler = secured{r.proxy, r.secure}
+	}
+	if _, err := r.engine.Listen(ln, handler, nil); err != nil {
 		t.Fatal(err)
 	}
 	r.stop = sync.OnceFunc(func() {
@@ -140,6 +146,23 @@ func startWith(t *testing.T, engine string, settings Settings, with func(r *rig)
 	})
 	t.Cleanup(r.stop)
 	return r
+}
+
+// secured stands for the door of a listener: it shakes hands and hands the connection on.
+type secured struct {
+	next   netloop.Handler
+	config *tls.Config
+}
+
+func (s secured) Serve(c netloop.Conn) time.Duration {
+	if _, passed := c.(netloop.Layer); passed {
+		return s.next.Serve(c)
+	}
+	c.SetDeadline(c.Loop().Now().Add(patience))
+	if _, err := netloop.Server(c, s.config); err != nil {
+		return 0
+	}
+	return patience
 }
 
 // publish makes a table with these upstreams current.
