@@ -37,19 +37,18 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 	if x.out == nil {
 		x.compose() // again: an earlier attempt has sent it
 	}
-	// held: everything there is of the request is held. If nothing of it arrived it may be sent again; if it did arrive,
-	// only when doing it twice does no harm.
-	held := x.body.done && x.upload == nil
-	repeatable := held && x.req.Retryable()
+	// If nothing of the request arrived it may be sent again; if it did arrive, only when doing it twice does no harm. In both cases
+	// all that was taken of it must be held.
+	harmless := x.req.Retryable()
 
 	up.SetWriteDeadline(x.by(x.timeouts.IdleBody))
 	if n, err := up.Write(x.out); err != nil {
-		unsent := n == 0 && x.upload == nil
 		up.Close()
 		if !reused && errors.Is(err, syscall.ECONNRESET) {
 			x.refused(e, true)
 		}
-		return outcome{failure: fail(UpstreamClosed), again: unsent || repeatable, stale: reused && unsent}
+		unsent := n == 0
+		return outcome{failure: fail(UpstreamClosed), again: unsent || harmless && x.recall(), stale: reused && unsent}
 	}
 	sent := len(x.out)
 	// While the upstream works, an exchange holds nothing but the request as it came: what is built from it goes back now,
@@ -64,8 +63,9 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 	}
 
 	if err := up.Wait(x.watched()); err != nil {
+		why := x.blame(err)
 		up.Close()
-		return outcome{failure: x.blame(err), again: repeatable && isTimeout(err) && x.retryTimeouts(headBy)}
+		return outcome{failure: why, again: harmless && isTimeout(err) && x.retryTimeouts(headBy) && x.recall()}
 	}
 	buf := x.loop.Buffer()
 	defer func() { x.free(buf) }()
@@ -77,13 +77,13 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 			// A connection that ends without a byte of an answer, although it was good before, was closed while the request was
 			// on its way.
 			silent := n == 0 && interim == 0 && why.reason == UpstreamClosed
-			unsent := silent && !repeatable && why.cause == io.EOF && reused && held && x.unread(up, sent)
+			unsent := silent && !harmless && why.cause == io.EOF && reused && x.unread(up, sent)
 			up.Close()
 			if silent && !reused && errors.Is(why.cause, syscall.ECONNRESET) {
 				x.refused(e, true)
 			}
 			late := n == 0 && why.reason == UpstreamTimeout && x.retryTimeouts(headBy)
-			return outcome{failure: why, again: unsent || repeatable && (silent || late), stale: reused && silent}
+			return outcome{failure: why, again: (unsent || harmless && (silent || late)) && x.recall(), stale: reused && silent}
 		}
 		if bad := x.resp.Parse(buf[:head], x.req.IsHead()); bad != nil {
 			up.Close()
@@ -100,7 +100,7 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 			if n == head {
 				if n, why = x.readMore(up, buf, n); why.reason != "" {
 					up.Close()
-					return outcome{failure: why, again: repeatable && !isTimeout(why.cause)}
+					return outcome{failure: why, again: harmless && x.recall()}
 				}
 			}
 			return x.relay(e, s, up, &buf, head, n)
@@ -144,15 +144,22 @@ var noEdit http1.Edit
 // acknowledged is the longest time that a receiver may delay an acknowledgement (RFC 1122 §4.2.3.2).
 const acknowledged = 500 * time.Millisecond
 
-// unread reports whether nobody can have read the request, of so many bytes, that was sent to a peer which has ended the
+// unread reports whether nobody can have read the request, whose first part of so many bytes was sent to a peer that has ended the
 // connection: its kernel has not acknowledged any of it, nor does it when it had time to. Without that time, a peer that
 // has ended its own direction only, and reads on, would look the same.
 func (x *exchange) unread(up netloop.Conn, sent int) bool {
+	if _, secure := up.(*netloop.Secure); secure && x.upload != nil {
+		return false // many short records may be longer than what they hold by more than one of them is long
+	}
 	if up.Unacknowledged() < sent {
 		return false
 	}
-	x.loop.NewWaiter().Wait(x.loop.Now().Add(acknowledged), x.conn)
-	return up.Unacknowledged() >= sent
+	x.loop.NewWaiter().Wait(x.loop.Now().Add(acknowledged), x.watched())
+	unacknowledged := up.Unacknowledged() // is asked before what was written: that may grow
+	if x.upload != nil {
+		sent += int(x.upload.written.Load())
+	}
+	return unacknowledged >= sent
 }
 
 // answerBy is when the head of an answer to a request that has just been sent must have come.
@@ -202,7 +209,10 @@ func (x *exchange) readAnswer(up netloop.Conn, buf []byte, n int) (_ []byte, hel
 	}
 }
 
-// readMore waits for the first bytes of a body of known length whose head has come alone, and reads them into buf behind
+// together is how long the head of an answer waits for its body. Who sends the one and thinks about the other has it sent on.
+const together = 50 * time.Millisecond
+
+// readMore waits a little for the first bytes of a body of known length whose head has come alone, and reads them into buf behind
 // the n that are held, unless they are to be moved within the kernel. Many servers send head and body in two writes: they go
 // out in one, and a failure before bytes that are read here is no answer cut off.
 func (x *exchange) readMore(up netloop.Conn, buf []byte, n int) (held int, _ failure) {
@@ -210,18 +220,19 @@ func (x *exchange) readMore(up netloop.Conn, buf []byte, n int) (held int, _ fai
 	if left <= 0 || x.bodyPending() {
 		return n, failure{}
 	}
-	up.SetReadDeadline(x.by(x.timeouts.IdleBody))
+	up.SetReadDeadline(x.by(min(together, x.timeouts.IdleBody)))
 	err := up.Wait(x.watched())
 	if err == nil && left < spliceFrom {
 		var k int
 		k, err = x.readUpstream(up, buf[n:len(buf)-slack])
 		n += k
 	}
-	if err != nil {
+	if err != nil && (!isTimeout(err) || expired(x.deadline, x.loop.Now())) {
 		why := x.blame(err)
 		why.cause = err
 		return n, why
 	}
+	up.SetReadDeadline(x.by(x.timeouts.IdleBody))
 	return n, failure{}
 }
 

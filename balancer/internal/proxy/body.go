@@ -63,6 +63,7 @@ func (x *exchange) hold() failure {
 	}
 	if x.kept != nil {
 		x.kept = into[:length]
+		x.rec.BytesIn = int64(x.head + length)
 	} else {
 		x.n, x.next = x.head+length, x.head+length
 	}
@@ -70,16 +71,47 @@ func (x *exchange) hold() failure {
 	return failure{}
 }
 
-// takeBody appends to x.out what is held of the body, and sets x.next to what follows it.
+// takeBody appends to x.out what is held of the body, and sets x.next to what follows it. Where more is to come of a body that may
+// be short, what is held is kept, and what comes will be.
 func (x *exchange) takeBody() *http1.Error {
+	if x.kept != nil {
+		x.out = append(x.out, x.kept...)
+		return nil
+	}
+	at := len(x.out)
+	if bad := x.takeFirst(); bad != nil {
+		return bad
+	}
+	if !x.body.done && x.retries.Attempts > 1 && x.req.Length <= int64(x.retries.Buffer) {
+		x.kept = x.room(0)[:0]
+		x.keepSent(x.out[at:])
+	}
+	return nil
+}
+
+// keepSent keeps a piece of a body as it goes upstream, as long as all of it is short enough.
+func (x *exchange) keepSent(piece []byte) {
+	need := len(x.kept) + len(piece)
+	switch {
+	case x.kept == nil:
+	case need > x.retries.Buffer:
+		x.free(x.kept)
+		x.kept = nil
+	case need > cap(x.kept):
+		longer := append(x.room(min(2*need, x.retries.Buffer))[:0], x.kept...)
+		x.free(x.kept)
+		x.kept = append(longer, piece...)
+	default:
+		x.kept = append(x.kept, piece...)
+	}
+}
+
+// takeFirst is takeBody with what has come with the head.
+func (x *exchange) takeFirst() *http1.Error {
 	b := &x.body
 	if !x.req.Chunked {
-		if x.kept != nil {
-			x.out = append(x.out, x.kept...)
-		} else {
-			x.out = append(x.out, x.in[x.head:x.next]...)
-		}
-		x.rec.BytesIn = int64(x.head) + x.req.Length - b.left
+		x.out = append(x.out, x.in[x.head:x.next]...)
+		x.rec.BytesIn = int64(x.next)
 		return nil
 	}
 	have := x.in[x.head:x.n]
@@ -113,11 +145,12 @@ type upload struct {
 	failed   atomic.Bool    // why says what went wrong on the client's side
 	why      failure
 	bytes    atomic.Int64
-	buf      []byte // rest is what it holds of the next request
+	written  atomic.Int64 // at least what was written
+	buf      []byte       // rest is what it holds of the next request
 	rest     []byte
 }
 
-// startUpload begins to stream. From here on the request cannot be repeated.
+// startUpload begins to stream. From here on the request can be repeated only as long as all of it is kept ([exchange.recall]).
 func (x *exchange) startUpload(to netloop.Conn, headBy time.Time) {
 	u := &upload{x: x, to: to, buf: x.loop.Buffer(), ended: x.loop.NewWaiter(), watching: x.loop.NewWaiter()}
 	x.upload = u
@@ -187,7 +220,10 @@ func (u *upload) run(headBy time.Time) {
 		u.read.Store(b.done)
 		began := x.loop.Now()
 		u.to.SetWriteDeadline(x.by(x.timeouts.IdleBody)) // the least rate is asked of the client
-		_, err = u.to.Write(u.buf[from:to])
+		x.keepSent(u.buf[from:to])
+		u.written.Add(int64(to - from))
+		k, err := u.to.Write(u.buf[from:to])
+		u.written.Add(int64(k - (to - from)))
 		started = started.Add(x.loop.Now().Sub(began))
 		if err != nil {
 			// The upstream takes no more; its answer, or the lack of one, says why.
@@ -253,6 +289,25 @@ func (u *upload) stop() {
 		u.x.conn.SetReadDeadline(longAgo)
 	}
 	u.unwatch()
+}
+
+// recall ends an attempt and reports whether all that was taken from the client is held: then it is as if nothing had been sent. Of what
+// it returns false for, nothing can be sent again.
+func (x *exchange) recall() bool {
+	u := x.upload
+	if u == nil {
+		return x.body.done || x.kept != nil
+	}
+	u.stop()
+	if x.kept == nil || u.failed.Load() || x.head+len(u.rest) > len(x.in) {
+		return false
+	}
+	x.n, x.next = x.head+copy(x.in[x.head:], u.rest), x.head
+	x.conn.SetReadDeadline(time.Time{})
+	x.rec.BytesIn += u.bytes.Load()
+	x.loop.Free(u.buf)
+	x.upload = nil
+	return true
 }
 
 // end stops the upload and takes over what it holds of the next request.

@@ -33,7 +33,7 @@ type exchange struct {
 	n    int
 	next int
 	head int       // length of the request head in in
-	kept []byte    // the whole body, if it is held and in has no room for it; else nil
+	kept []byte    // the body as it goes upstream, if it is held whole and in has no room for it, or what was sent of one that comes; else nil
 	hop  http1.Hop // what the upstream is told of the way it came
 	id   [32]byte  // a request id of our own
 	out  []byte    // the request as it goes upstream; later the head of the answer as it goes to the client; nil between

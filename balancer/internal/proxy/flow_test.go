@@ -12,7 +12,7 @@ import (
 
 // An upstream that sends head and body apart: the client gets the body as it comes, a failure in between, before a body that
 // is not moved within the kernel, is no answer cut off but one tried elsewhere, and nothing is held back of a body whose
-// length is not known.
+// length is not known, nor of one that is not ready yet.
 func TestHeadBeforeBody(t *testing.T) {
 	for _, size := range []int{1, 1 << 10, 100 << 10} {
 		eachEngine(t, func(t *testing.T, engine string) {
@@ -34,7 +34,9 @@ func TestHeadBeforeBody(t *testing.T) {
 						io.WriteString(c, body)
 						return
 					}
-					if size < spliceFrom && len(first) == 0 {
+					if req.URL.Path == "/later" {
+						<-seen
+					} else if size < spliceFrom && len(first) == 0 {
 						first <- struct{}{}
 						return // cut off after the head
 					}
@@ -53,14 +55,16 @@ func TestHeadBeforeBody(t *testing.T) {
 			if rec := r.wait(1)[0]; size < spliceFrom && rec.Attempts != 2 {
 				t.Errorf("%d attempts", rec.Attempts)
 			}
-			c.send("GET /stream HTTP/1.1\r\nHost: a\r\n\r\n")
-			resp, err := http.ReadResponse(c.r, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			seen <- struct{}{}
-			if got, err := io.ReadAll(resp.Body); err != nil || string(got) != body {
-				t.Errorf("%v, %d bytes", err, len(got))
+			for _, path := range []string{"/later", "/stream"} {
+				c.send("GET " + path + " HTTP/1.1\r\nHost: a\r\n\r\n")
+				resp, err := http.ReadResponse(c.r, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				seen <- struct{}{}
+				if got, err := io.ReadAll(resp.Body); err != nil || string(got) != body {
+					t.Errorf("%s: %v, %d bytes", path, err, len(got))
+				}
 			}
 		})
 	}

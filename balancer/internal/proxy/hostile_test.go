@@ -1015,6 +1015,9 @@ func TestIdleRace(t *testing.T) {
 }
 
 // A kept connection that ends just before the request is sent. What it shows when it is looked at is heeded; where it ends after that, the
+// chunkedHi is "hi" as a chunked body.
+const chunkedHi = "2\r\nhi\r\n0\r\n\r\n"
+
 // proof that nobody has got the request is what decides. Loops look, and then let others go first.
 func TestUnsent(t *testing.T) {
 	t.Parallel()
@@ -1048,7 +1051,11 @@ func TestUnsent(t *testing.T) {
 						return
 					}
 					target := strings.Fields(head)[1]
-					if _, err := r.Discard(2); err != nil {
+					body := len("hi")
+					if strings.Contains(head, "chunked") {
+						body = len(chunkedHi)
+					}
+					if _, err := r.Discard(body); err != nil {
 						return
 					}
 					mu.Lock()
@@ -1117,37 +1124,48 @@ func TestUnsent(t *testing.T) {
 				}
 			})
 		})
-		t.Run(u.id+" after the look", func(t *testing.T) {
-			t.Parallel()
-			held, proceed := make(chan struct{}), make(chan struct{})
-			r, end, got := start(t, netloop.Loops, func(rec *Record, _ func()) { // a request nobody understands is answered at once
-				if rec.Status == 400 {
-					held <- struct{}{}
-					<-proceed
-				}
-			})
-			for i := range rounds {
-				c, second, first := r.dial(), r.dial(), r.dial() // and accepted in this order
-				c.send(post("first", i))
-				c.answer("POST")
-				first.send("nonsense\r\n\r\n")
-				<-held
-				// One round finds these two: the one waits for the other before it sends, and has looked by then.
-				c.send(post("second", i))
-				second.send("nonsense\r\n\r\n")
-				proceed <- struct{}{}
-				<-held
-				end()
-				proceed <- struct{}{}
-				answered(t, c, i)
-				rec := r.wait(4*i + 4)[4*i+3]
-				if n := got(fmt.Sprintf("/second/%d", i)); n != u.want.done || rec.Attempts != u.want.again {
-					t.Fatalf("round %d: done %d times after %d attempts, %s", i, n, rec.Attempts, rec.Path)
-				}
-				for _, c := range []*client{c, first, second} {
-					c.Close()
+		for _, streamed := range []bool{false, true} {
+			name, request := u.id+" after the look", post
+			if streamed { // the end of the body comes later
+				name, request = name+", streamed", func(target string, i int) string {
+					return fmt.Sprintf("POST /%s/%d HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n%s", target, i, chunkedHi[:4])
 				}
 			}
-		})
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				held, proceed := make(chan struct{}), make(chan struct{})
+				r, end, got := start(t, netloop.Loops, func(rec *Record, _ func()) { // a request nobody understands is answered at once
+					if rec.Status == 400 {
+						held <- struct{}{}
+						<-proceed
+					}
+				})
+				for i := range rounds {
+					c, second, first := r.dial(), r.dial(), r.dial() // and accepted in this order
+					c.send(post("first", i))
+					c.answer("POST")
+					first.send("nonsense\r\n\r\n")
+					<-held
+					// One round finds these two: the one waits for the other before it sends, and has looked by then.
+					c.send(request("second", i))
+					second.send("nonsense\r\n\r\n")
+					proceed <- struct{}{}
+					<-held
+					end()
+					proceed <- struct{}{}
+					if streamed {
+						c.send(chunkedHi[4:])
+					}
+					answered(t, c, i)
+					rec := r.wait(4*i + 4)[4*i+3]
+					if n := got(fmt.Sprintf("/second/%d", i)); n != u.want.done || rec.Attempts != u.want.again {
+						t.Fatalf("round %d: done %d times after %d attempts, %s", i, n, rec.Attempts, rec.Path)
+					}
+					for _, c := range []*client{c, first, second} {
+						c.Close()
+					}
+				}
+			})
+		}
 	}
 }
