@@ -41,6 +41,7 @@ func TestStreamedBodiesAgain(t *testing.T) {
 		t.Run(row.id, func(t *testing.T) {
 			eachEngine(t, func(t *testing.T, engine string) {
 				gone := make(chan struct{})
+				again := make(chan struct{}, 1) // the next instance has it
 				var met atomic.Bool
 				serve := func(c net.Conn, r *bufio.Reader) {
 					for {
@@ -60,6 +61,9 @@ func TestStreamedBodiesAgain(t *testing.T) {
 						req, err := http.ReadRequest(r)
 						if err != nil {
 							return
+						}
+						if req.Method != "GET" {
+							again <- struct{}{}
 						}
 						body, err := io.ReadAll(req.Body)
 						if err != nil {
@@ -81,6 +85,7 @@ func TestStreamedBodiesAgain(t *testing.T) {
 				c.send(row.first)
 				<-gone
 				if row.status == 200 {
+					<-again
 					c.send(row.rest + "GET /next HTTP/1.1\r\nHost: a\r\n\r\n")
 				}
 				resp, body := c.answer(row.method)
