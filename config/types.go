@@ -248,6 +248,9 @@ type Route struct {
 	Path string `yaml:"path" json:"path,omitempty"`
 	// Scheme is how the client came, http or https; empty is either. Behind a trusted proxy it is what that says.
 	Scheme string `yaml:"scheme" json:"scheme,omitempty"`
+	// EncodedSlashes lets this route take paths with %2F or %5C although it looks at more than the whole path; they go on as they came.
+	// Without it such a request is answered by 400.
+	EncodedSlashes bool `yaml:"encoded_slashes" json:"encoded_slashes,omitempty"`
 	// Methods are those that match; empty is any.
 	Methods []string `yaml:"methods" json:"methods,omitempty"`
 	// Headers and Query hold, by name, what the value must be: itself, "~" and a regular expression for the whole value,

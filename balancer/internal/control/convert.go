@@ -20,7 +20,7 @@ func convert(r config.Route, source route.Source, order int64) (route.Route, err
 		Strip: r.StripPrefix || r.ReplacePrefix != "", Priority: r.Priority, Timeout: r.Timeout, Order: order,
 	}
 	u := route.Rules{
-		Conditions: conditions(r), Prefix: strings.TrimRight(r.ReplacePrefix, "/"),
+		EncodedSlashes: r.EncodedSlashes, Conditions: conditions(r), Prefix: strings.TrimRight(r.ReplacePrefix, "/"),
 		Request: edit(r.RequestHeaders), Response: edit(r.ResponseHeaders),
 		Timeouts: Timeouts(r.Timeouts), Retries: Retries(r.Retries), MaxBody: int64(r.MaxBody),
 	}
@@ -96,7 +96,7 @@ func plain(r config.Route) bool {
 	return !strings.HasPrefix(r.Path, "~") && len(r.Scheme)+len(r.Methods)+len(r.Headers)+len(r.Query)+len(r.Split)+len(r.Upgrades) == 0 &&
 		r.Redirect == config.Redirect{} && r.ReplacePrefix == "" && len(r.RequestHeaders.Set)+len(r.RequestHeaders.Remove) == 0 &&
 		len(r.ResponseHeaders.Set)+len(r.ResponseHeaders.Remove) == 0 && r.Mirror == config.Mirror{} &&
-		r.Timeouts == config.Timeouts{} && r.Retries == config.Retries{} && r.RateLimit == config.RateLimit{} && r.MaxBody == 0
+		r.Timeouts == config.Timeouts{} && r.Retries == config.Retries{} && r.RateLimit == config.RateLimit{} && r.MaxBody == 0 && !r.EncodedSlashes
 }
 
 func conditions(r config.Route) []route.Condition {

@@ -205,7 +205,7 @@ func (x *exchange) handle(head int) (keep bool) {
 		x.rules = to.Route.Rules
 		x.apply()
 	}
-	if r.EncodedSlash && !to.Route.Exact && (to.Route.Path != "" || to.Strip > 0 || x.rules.Pattern != nil) {
+	if r.EncodedSlash && !x.rules.EncodedSlashes && !to.Route.Exact && (to.Route.Path != "" || to.Strip > 0 || x.rules.Pattern != nil) {
 		return x.answer(refused(http1.ErrPath))
 	}
 	if why := x.admit(to.Route); why.reason != "" {

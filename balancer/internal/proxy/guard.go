@@ -16,8 +16,8 @@ import (
 //
 // When requests wait longer than Lag for their turn, the busiest clients are refused first: each client may have so many
 // requests in a turn of the guard, a number that shrinks while the wait goes on and grows again when it is over. A client
-// that sends little is served even then. When memory runs short, idle connections are closed early, and then requests are
-// refused whoever sends them.
+// that sends little is served even then. When memory runs short, idle connections are closed early, then the busiest clients are refused
+// likewise, and at last everybody.
 //
 // A nil Guard sheds nothing.
 type Guard struct {
@@ -30,13 +30,15 @@ type Guard struct {
 
 	memory atomic.Int32  // percent of Memory in use
 	share  atomic.Uint32 // requests a client may have in this turn; zero is any number
+	short  atomic.Bool   // it is memory that bounds them
 	counts [1024]atomic.Uint32
 }
 
 const (
 	guardTurn   = 100 * time.Millisecond
 	tightMemory = 85 // percent: idle connections are closed early
-	fullMemory  = 95 // percent: requests are refused
+	shortMemory = 90 // percent: the busiest clients are refused
+	fullMemory  = 95 // percent: all requests are
 	tightIdle   = time.Second
 )
 
@@ -64,15 +66,23 @@ func (g *Guard) Run(ctx context.Context) error {
 			used := int64(sample[0].Value.Uint64() - sample[1].Value.Uint64())
 			g.memory.Store(int32(used * 100 / g.Memory))
 		}
+		var lag time.Duration
 		if g.Lag > 0 && g.Waiting != nil {
-			g.share.Store(g.nextShare(g.share.Load(), g.Waiting()))
+			lag = g.Waiting()
 		}
+		g.share.Store(g.nextShare(g.share.Load(), lag))
 	}
 }
 
 // nextShare is what a client may have in the next turn, by how it was in the last one.
 func (g *Guard) nextShare(share uint32, lag time.Duration) uint32 {
-	if share == 0 && lag <= g.Lag/2 {
+	memory := g.memory.Load()
+	over := lag > g.Lag || memory >= shortMemory
+	calm := lag <= g.Lag/2 && memory < tightMemory
+	if over {
+		g.short.Store(memory >= shortMemory)
+	}
+	if share == 0 && calm {
 		return 0 // all is well; nobody counts
 	}
 	var busiest uint32
@@ -82,10 +92,10 @@ func (g *Guard) nextShare(share uint32, lag time.Duration) uint32 {
 	switch {
 	case share == 0:
 		return math.MaxUint32 // near the bound: count, and refuse nobody yet
-	case lag > g.Lag:
+	case over:
 		return max(1, min(share, busiest)/4*3)
 	case share > 2*busiest:
-		if lag <= g.Lag/2 {
+		if calm {
 			return 0
 		}
 		return math.MaxUint32
@@ -109,10 +119,13 @@ func (g *Guard) admit(client netip.Addr) Reason {
 	}
 	var buf [16]byte
 	i := maphash.Bytes(guardSeed, clientKey(&buf, client)) % uint64(len(g.counts))
-	if g.counts[i].Add(1) > share {
-		return CPUPressure
+	switch {
+	case g.counts[i].Add(1) <= share:
+		return ""
+	case g.short.Load():
+		return MemoryPressure
 	}
-	return ""
+	return CPUPressure
 }
 
 // keepAlive is how long an idle connection is kept.

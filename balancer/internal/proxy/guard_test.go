@@ -10,47 +10,65 @@ import (
 	"time"
 )
 
-// Under load the busiest client is refused and the others are not; when it is over nobody is.
+// When requests wait, or memory is short, the busiest client is refused and the others are not; when it is over nobody is.
 func TestGuardSparesHonestClients(t *testing.T) {
-	g := &Guard{Lag: 100 * time.Millisecond}
-	lag := time.Duration(0)
-	turn := func() { g.share.Store(g.nextShare(g.share.Load(), lag)) }
-	honest, flood := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.9")
-	refused := map[netip.Addr]int{}
-	load := func(n int) {
-		clear(refused)
-		for i := range n {
-			if g.admit(flood) != "" {
-				refused[flood]++
-			}
-			if i%100 == 0 && g.admit(honest) != "" {
-				refused[honest]++
+	for _, short := range []Reason{CPUPressure, MemoryPressure} {
+		g := &Guard{Lag: 100 * time.Millisecond, Memory: 1 << 30}
+		lag := time.Duration(0)
+		strain := func(on bool) {
+			lag = 0
+			g.memory.Store(50)
+			switch {
+			case on && short == CPUPressure:
+				lag = 200 * time.Millisecond
+			case on:
+				g.memory.Store(shortMemory)
 			}
 		}
-	}
-	load(1000)
-	turn()
-	if g.Shedding() || len(refused) > 0 {
-		t.Error("no lag, and refused")
-	}
-	lag = 200 * time.Millisecond
-	for range 12 {
-		turn()
+		turn := func() { g.share.Store(g.nextShare(g.share.Load(), lag)) }
+		honest, flood := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.9")
+		refused := map[netip.Addr]int{}
+		ask := func(client netip.Addr) {
+			if why := g.admit(client); why != "" {
+				refused[client]++
+				if why != short {
+					t.Fatalf("refused for %s, want %s", why, short)
+				}
+			}
+		}
+		load := func(n int) {
+			clear(refused)
+			for i := range n {
+				ask(flood)
+				if i%100 == 0 {
+					ask(honest)
+				}
+			}
+		}
 		load(1000)
-	}
-	if refused[flood] < 500 || refused[honest] > 0 {
-		t.Errorf("refused %v", refused)
-	}
-	if !g.Shedding() {
-		t.Error("not said to be shedding")
-	}
-	lag = 0
-	for range 60 {
 		turn()
-		load(1000)
-	}
-	if g.Shedding() || len(refused) > 0 || g.share.Load() != 0 && g.share.Load() != math.MaxUint32 {
-		t.Errorf("it is over, and %v are refused; share %d", refused, g.share.Load())
+		if g.Shedding() || len(refused) > 0 {
+			t.Errorf("%s: all is well, and refused", short)
+		}
+		strain(true)
+		for range 12 {
+			turn()
+			load(1000)
+		}
+		if refused[flood] < 500 || refused[honest] > 0 {
+			t.Errorf("%s: refused %v", short, refused)
+		}
+		if !g.Shedding() {
+			t.Errorf("%s: not said to be shedding", short)
+		}
+		strain(false)
+		for range 60 {
+			turn()
+			load(1000)
+		}
+		if g.Shedding() || len(refused) > 0 || g.share.Load() != 0 && g.share.Load() != math.MaxUint32 {
+			t.Errorf("%s: it is over, and %v are refused; share %d", short, refused, g.share.Load())
+		}
 	}
 }
 

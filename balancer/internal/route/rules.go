@@ -15,6 +15,8 @@ import (
 type Rules struct {
 	// Pattern must match the whole path; Path and Exact are empty then.
 	Pattern *regexp.Regexp
+	// EncodedSlashes lets the route take paths with %2F or %5C, whatever it matches.
+	EncodedSlashes bool
 	// Conditions must all hold.
 	Conditions []Condition
 	// Split replaces Service.
