@@ -110,7 +110,7 @@ func TestExemplars(t *testing.T) {
 		}
 		_, text = d.ask("GET", "/metrics", "", "Accept", "application/openmetrics-text; version=1.0.0")
 	}
-	for _, name := range []string{"rota_http_request_duration_seconds", "rota_proxy_overhead_seconds"} {
+	for _, name := range []string{"rota_http_request_duration_seconds", "rota_proxy_overhead_seconds", "rota_upstream_duration_seconds"} {
 		m := regexp.MustCompile(`(?m)^` + name + `_bucket\{service="web".*,le="([^"]+)"\} \d+ # \{trace_id="` + sampled + `"\} (\S+) \S+$`).FindStringSubmatch(text)
 		if m == nil {
 			t.Errorf("%s does not lead to the trace", name)

@@ -207,7 +207,7 @@ func TestConcurrentPicks(t *testing.T) {
 				for range 2000 {
 					e := p.Pick()
 					e.Take()
-					e.Stats().Record(200, 0)
+					e.Stats().Record(200, 0, nil)
 					e.Release()
 				}
 			})

@@ -138,14 +138,14 @@ type Stats struct {
 }
 
 // Record counts one outcome. A status outside 100–599 means that there was no answer. It returns how many outcomes in a row,
-// this one included, were failures: no answer, or a status of 500 and more.
-func (s *Stats) Record(status int, d time.Duration) (failures int) {
+// this one included, were failures: no answer, or a status of 500 and more. The exemplar may be nil.
+func (s *Stats) Record(status int, d time.Duration, x *Exemplar) (failures int) {
 	class := status / 100
 	if class < 1 || class > 5 {
 		class = 0
 	}
 	s.classes[class].Add(1)
-	s.durations.Add(d, nil)
+	s.durations.Add(d, x)
 	if class == 0 || class == 5 {
 		return int(s.failed.Add(1))
 	}

@@ -190,10 +190,10 @@ func TestFailing(t *testing.T) {
 	r.control.Failing(e)
 	r.until("it is out", func(t *route.Table) bool { return size(t.Pool("web")) == 2 })
 	r.until("it is back", func(t *route.Table) bool { return size(t.Pool("web")) == 3 })
-	if n := e.Stats().Record(500, 0); n != 3 {
+	if n := e.Stats().Record(500, 0, nil); n != 3 {
 		t.Errorf("on trial, the first failure counts as %d in a row, want 3", n)
 	}
-	if n := e.Stats().Record(200, 0); n != 0 {
+	if n := e.Stats().Record(200, 0, nil); n != 0 {
 		t.Errorf("a success counts as failure %d", n)
 	}
 }
@@ -213,9 +213,9 @@ func TestFailureRate(t *testing.T) {
 	pl.Service.Tally(0)
 	for i, m := range pl.Weights {
 		for range 200 {
-			m.Endpoint.Stats().Record(200, 0)
+			m.Endpoint.Stats().Record(200, 0, nil)
 			if i == 3 {
-				m.Endpoint.Stats().Record(502, 0)
+				m.Endpoint.Stats().Record(502, 0, nil)
 			}
 		}
 	}

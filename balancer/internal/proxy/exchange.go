@@ -449,7 +449,7 @@ func (x *exchange) done() {
 	}
 	o := pool.Outcome{
 		Method: r.Method, Protocol: r.Protocol, Status: r.Status, Duration: r.Duration, Upstream: r.Upstream, In: r.BytesIn, Out: r.BytesOut,
-		Exemplar: r.exemplar(),
+		Exemplar: x.exemplar(),
 	}
 	service.Tally(r.Loop).Done(&o)
 	if r.Reason != "" {
@@ -465,7 +465,7 @@ func (x *exchange) done() {
 
 // record counts the outcome of an attempt, and tells who wants to know when the endpoint has failed too often.
 func (x *exchange) record(e *pool.Endpoint, s *pool.Settings, status int, took time.Duration) {
-	n := e.Stats().Record(status, took)
+	n := e.Stats().Record(status, took, x.exemplar())
 	if n > 0 && s.Failures > 0 && n%s.Failures == 0 && x.proxy.observer != nil {
 		x.proxy.observer.Failing(e)
 	}

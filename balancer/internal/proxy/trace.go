@@ -95,11 +95,12 @@ func (x *exchange) traceEnds() {
 }
 
 // exemplar names an exchange that is traced, so that a figure leads to its trace.
-func (r *Record) exemplar() *pool.Exemplar {
-	if r.Trace == nil {
+func (x *exchange) exemplar() *pool.Exemplar {
+	t := x.rec.Trace
+	if t == nil {
 		return nil
 	}
-	return &pool.Exemplar{Trace: hex.EncodeToString(r.Trace.ID[:]), Took: r.Duration, At: r.Start.Add(r.Duration)}
+	return &pool.Exemplar{Trace: hex.EncodeToString(t.ID[:]), At: x.loop.Now()}
 }
 
 // parse reads the traceparent of a request. One that is not valid is none.
