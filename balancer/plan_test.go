@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -367,4 +368,27 @@ func TestPlanCapacity(t *testing.T) {
 	if status, body := d.ask("PATCH", zero+"0", `{"drain": false}`); status != 204 {
 		t.Errorf("taking a drain back below the floor: %d %s", status, body)
 	}
+}
+
+// While etcd does not answer, whoever writes is told so, and does not wait for it.
+func TestWriteWithoutEtcd(t *testing.T) {
+	t.Parallel()
+	srv := etcdtest.Start(t)
+	d := run(t, srv, nil)
+	newFleet(t, srv.Client(), "web", 1)
+	d.count("web", map[string]int{"ready": 1})
+	srv.Stop()
+	var all sync.WaitGroup
+	for _, w := range [][3]string{
+		{"PATCH", "services/web/instances/0", `{"drain":true}`},
+		{"PUT", "services/web/policy", `{"balance":"p2c"}`},
+		{"PUT", "routes/shop", `{"path":"/","service":"web"}`},
+	} {
+		all.Go(func() {
+			if status, text := d.ask(w[0], "/api/v1/"+w[1], w[2]); status != 502 || !strings.Contains(text, "does not answer") {
+				t.Errorf("%s %s: %d %s", w[0], w[1], status, text)
+			}
+		})
+	}
+	all.Wait()
 }

@@ -21,15 +21,31 @@ var (
 	ErrChanged = errors.New("the value has changed since it was read: read it again")
 	// ErrReadOnly says that there is no registry that could take the change.
 	ErrReadOnly = errors.New("there is no registry to write to: change the configuration file")
+	// ErrSilent says that the registry has not answered in time.
+	ErrSilent = errors.New("the registry does not answer")
 )
 
-// Write replaces what the registry has under the key of a draft's route or policy by value; nil deletes it. check is asked about
-// what is there before; its error is returned.
-func (c *Controller) Write(ctx context.Context, by string, d Draft, value []byte, check func(old []byte) error) error {
+// writeTime is how long the registry may take over what an operator writes.
+const writeTime = 5 * time.Second
+
+// edit changes a value of the registry. While that does not answer, whoever waits is told so.
+func (c *Controller) edit(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error {
 	editor, ok := c.Registry.(registry.Editor)
 	if !ok {
 		return ErrReadOnly
 	}
+	within, cancel := context.WithTimeout(ctx, writeTime)
+	defer cancel()
+	err := editor.Edit(within, key, change)
+	if err != nil && within.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w for %v: look whether the change was made before you make it again", ErrSilent, writeTime)
+	}
+	return err
+}
+
+// Write replaces what the registry has under the key of a draft's route or policy by value; nil deletes it. check is asked about
+// what is there before; its error is returned.
+func (c *Controller) Write(ctx context.Context, by string, d Draft, value []byte, check func(old []byte) error) error {
 	keys := registry.Keys{Prefix: c.Prefix}
 	key, service, what := "", "", ""
 	var known func(context.Context) ([]byte, error)
@@ -47,7 +63,7 @@ func (c *Controller) Write(ctx context.Context, by string, d Draft, value []byte
 	if value != nil {
 		done = " written"
 	}
-	err := editor.Edit(ctx, key, func(old []byte) ([]byte, error) { return value, check(old) })
+	err := c.edit(ctx, key, func(old []byte) ([]byte, error) { return value, check(old) })
 	if err == nil {
 		follow(ctx, value, known)
 		c.Audit(by, service, "", what+done)
@@ -87,8 +103,7 @@ func (c *Controller) PolicyValue(ctx context.Context, service string) (value []b
 // Override changes an operator's word about an instance, in the policy of its service in the registry, so that every
 // balancer heeds it, and it outlives them all. An override that says nothing any more is taken away.
 func (c *Controller) Override(ctx context.Context, by, service, id string, change func(*config.Override)) error {
-	editor, ok := c.Registry.(registry.Editor)
-	if !ok {
+	if _, ok := c.Registry.(registry.Editor); !ok {
 		return ErrReadOnly
 	}
 	known := false
@@ -105,7 +120,7 @@ func (c *Controller) Override(ctx context.Context, by, service, id string, chang
 	}
 	var said config.Override
 	var value []byte
-	err := editor.Edit(ctx, registry.Keys{Prefix: c.Prefix}.Policy(service), func(old []byte) (_ []byte, err error) {
+	err := c.edit(ctx, registry.Keys{Prefix: c.Prefix}.Policy(service), func(old []byte) (_ []byte, err error) {
 		value, err = config.EditPolicy(service, old, func(p *config.Service) { said = p.Override(id, change) })
 		return value, err
 	})
