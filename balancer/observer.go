@@ -39,10 +39,7 @@ func (o observer) Done(r *proxy.Record) {
 		Start: r.Start, Peer: r.Peer, Client: r.Client, Method: r.Method, Host: r.Host, URI: r.Path, Query: r.Query,
 		UserAgent: r.UserAgent, Referer: r.Referer, ID: r.ID, Minor: r.Minor, TLS: r.TLS, TLSVersion: r.TLSVersion, TLSCipher: r.TLSCipher, TLSResumed: r.TLSResumed, Status: r.Status, UpstreamStatus: r.UpstreamStatus,
 		Attempts: r.Attempts, Size: r.BytesOut, BodySize: max(0, r.BytesOut-r.HeadOut), BytesRead: r.BytesIn, BodyRead: max(0, r.BytesIn-r.HeadIn), Duration: r.Duration, UpstreamLatency: r.Upstream,
-		TableRevision: r.Table.Revision,
-	}
-	if r.Reason != "" {
-		a.Reason, a.Flag = string(r.Reason), r.Reason.Flag()
+		TableRevision: r.Table.Revision, Reason: string(r.Reason), Flag: r.Flags(),
 	}
 	if r.Route != nil {
 		a.Route = r.Route.Name

@@ -301,7 +301,11 @@ func (x *exchange) attempts(pl *pool.Pool, headIn time.Duration) (keep bool) {
 	why := fail(NoUpstream)
 	var tried [mostRefused + maxAttempts]*pool.Endpoint
 	n, refused, fresh := 0, 0, false
-	for x.rec.Attempts-refused < min(x.retries.Attempts, maxAttempts) {
+	for {
+		if x.rec.Attempts-refused >= min(x.retries.Attempts, maxAttempts) {
+			x.rec.Spent = true
+			break
+		}
 		e, busy := x.pick(pl, s, tried[:n])
 		if busy.reason != "" {
 			why = busy
@@ -346,6 +350,7 @@ func (x *exchange) attempts(pl *pool.Pool, headIn time.Duration) (keep bool) {
 			refused++ // nothing was asked of anybody: it does not count
 		} else if !outcome.free && !service.Spend() {
 			service.Retries.Add(pool.Retry{Reason: string(why.reason), Outcome: pool.NoBudget})
+			x.rec.Spent = true
 			break
 		}
 		tried[n] = e

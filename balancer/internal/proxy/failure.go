@@ -40,6 +40,17 @@ const (
 // Flag is the reason's short form.
 func (r Reason) Flag() string { return failures[r].flag }
 
+// Flags are the flag of the reason, and after a comma URX where no more retries were allowed. Empty is no failure.
+func (r *Record) Flags() string {
+	switch {
+	case r.Reason == "":
+		return ""
+	case r.Spent:
+		return r.Reason.Flag() + ",URX"
+	}
+	return r.Reason.Flag()
+}
+
 // Text says in words what the reason means.
 func (r Reason) Text() string { return failures[r].text }
 

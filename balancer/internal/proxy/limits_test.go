@@ -98,6 +98,9 @@ func TestRetryBudget(t *testing.T) {
 		retries := 0
 		for _, rec := range r.wait(requests) {
 			retries += rec.Attempts - 1
+			if rec.Flags() != "UC,URX" {
+				t.Fatalf("flags %q after %d attempts", rec.Flags(), rec.Attempts)
+			}
 		}
 		if most := reserve + requests/10 + 1; retries < reserve || retries > most {
 			t.Errorf("%d retries, want between %d and %d", retries, reserve, most)

@@ -128,6 +128,7 @@ type Record struct {
 	Status   int    // sent to the client; 499 when it went away before
 	Reason   Reason // empty when the answer is the upstream's
 	Attempts int
+	Spent    bool // another attempt might have done, but for the bound on them or the budget
 	// UpstreamStatus is the upstream's; zero when it did not answer.
 	UpstreamStatus int
 	BytesIn        int64         // of request bodies, and heads; of a tunnel, what the client has sent

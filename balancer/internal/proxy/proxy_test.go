@@ -245,6 +245,11 @@ func TestRetries(t *testing.T) {
 					t.Fatalf("GET: %d", resp.StatusCode)
 				}
 			}
+			for _, rec := range r.wait(4) {
+				if rec.Flags() != "" {
+					t.Errorf("flags %q of an answer", rec.Flags())
+				}
+			}
 			before, failed := hits.Load(), 0
 			for range 4 {
 				c := r.dial()
