@@ -154,11 +154,11 @@ func (t *transport) attempt(req *http.Request, body io.ReadCloser, s *service, e
 	if err != nil {
 		release()
 		if req.Context().Err() == nil { // else it was the caller who gave up
-			e.Stats().Record(0, time.Since(begun))
+			e.Stats().Record(0, time.Since(begun), nil)
 		}
 		return nil, err
 	}
-	e.Stats().Record(resp.StatusCode, time.Since(begun)) // until its head
+	e.Stats().Record(resp.StatusCode, time.Since(begun), nil) // until its head
 	if n, err := strconv.Atoi(resp.Header.Get(registry.LoadHeader)); err == nil && n >= 0 {
 		e.Reported(n)
 		s.shared.Reports()

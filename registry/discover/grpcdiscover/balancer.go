@@ -64,7 +64,7 @@ func (p *picker) Pick(balancer.PickInfo) (balancer.PickResult, error) {
 		tally.Release()
 		e.Release()
 		if code, ok := outcome(&done); ok {
-			e.Stats().Record(code, time.Since(begun))
+			e.Stats().Record(code, time.Since(begun), nil)
 		}
 	}}, nil
 }
