@@ -158,7 +158,7 @@ func (e *loops) Listen(ln net.Listener, h Handler, a Admission) (Listener, error
 	s := &listener{engine: e, fd: fd, addr: ln.Addr(), handler: h, admission: a}
 	s.open.Store(int32(len(e.all)))
 	unix.SetNonblock(fd, true)
-	noDelay(fd) // which those that are accepted have from it
+	noDelay(fd) // which those that come from now on have from it
 	for _, l := range e.all {
 		if !l.post(func() { l.addListener(s) }) {
 			s.release()
@@ -183,6 +183,7 @@ type listener struct {
 type accepting struct {
 	*listener
 	paused bool // out of descriptors; looked at again at the next tick
+	late   bool // the queue has been empty since noDelay was said to its socket, so that whoever comes has it from there
 }
 
 func (s *listener) Addr() net.Addr { return s.addr }
@@ -464,6 +465,9 @@ func (l *loop) acceptOne(s *accepting, reserve int) bool {
 	fd, remote, err := accept(s.fd)
 	switch err {
 	case 0:
+		if !s.late {
+			noDelay(fd)
+		}
 		if s.admission != nil && !s.admission.Admit(remote.Addr()) {
 			closeSocket(fd)
 			return true
@@ -481,7 +485,8 @@ func (l *loop) acceptOne(s *accepting, reserve int) bool {
 		l.pause(s)
 		return false
 	}
-	return err == unix.ECONNABORTED || err == unix.EINTR // else EAGAIN
+	s.late = s.late || err == unix.EAGAIN
+	return err == unix.ECONNABORTED || err == unix.EINTR
 }
 
 // pause stops accepting until the next sweep.

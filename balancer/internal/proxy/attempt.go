@@ -112,7 +112,7 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 			}
 			x.rec.UpstreamStatus, x.rec.Upstream = x.resp.Status, x.loop.Now().Sub(started)
 			x.traced(e, started, "")
-			return x.tunnel(up, buf, head, n)
+			return x.tunnel(up, &buf, head, n)
 		}
 		if interim++; interim > maxInterim {
 			up.Close()

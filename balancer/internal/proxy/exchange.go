@@ -178,9 +178,7 @@ func (x *exchange) handle(head int) (keep bool) {
 		rec.Method = r.Method
 		return x.answer(refused(bad))
 	}
-	rec.Method, rec.Host, rec.Path, rec.Query, rec.Minor = r.Method, r.Host, r.Path, r.Query, r.Minor
-	rec.Head, rec.UserAgent = r, r.UserAgent()
-	rec.Referer, _ = r.Value("referer", 0)
+	x.describe()
 	x.keep = r.KeepAlive && !x.proxy.draining.Load()
 	x.head = head
 	x.frame()
@@ -237,6 +235,25 @@ func (x *exchange) handle(head int) (keep bool) {
 	tally.Take()
 	defer tally.Release()
 	return x.attempts(to.Pool, to.Route.Timeout)
+}
+
+// describe has the record tell of the request.
+func (x *exchange) describe() {
+	r, rec := &x.req, &x.rec
+	rec.Method, rec.Host, rec.Path, rec.Query, rec.Minor = r.Method, r.Host, r.Path, r.Query, r.Minor
+	rec.Head, rec.UserAgent = r, r.UserAgent()
+	rec.Referer, _ = r.Value("referer", 0)
+}
+
+// shrink gives the buffer of the client's bytes back, all of which are used up, and holds the head in memory of its own length:
+// what comes now may last for days.
+func (x *exchange) shrink() {
+	head := bytes.Clone(x.in[:x.head])
+	x.rec.ID = bytes.Clone(x.rec.ID)
+	x.req.Parse(head) // once more
+	x.describe()
+	x.free(x.in)
+	x.in, x.n, x.next = nil, 0, 0
 }
 
 // end ends what an exchange leaves behind.

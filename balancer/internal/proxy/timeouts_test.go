@@ -176,3 +176,41 @@ func TestRouteTimeouts(t *testing.T) {
 		}
 	}
 }
+
+// Who has been silent in a tunnel for longer than a tunnel may be, while the other side was not, may end its direction as any other.
+func TestSilentSideEnds(t *testing.T) {
+	cert, roots := certificate(t, time.Now().Add(time.Hour), "s")
+	eachEngine(t, func(t *testing.T, engine string) {
+		got := make(chan struct{}, 1000)
+		end := make(chan struct{})
+		up := switching(t, func(c *net.TCPConn, r *bufio.Reader) {
+			r.ReadByte()
+			io.WriteString(c, "y") // by itself, behind the 101
+			go func() { <-end; c.CloseWrite() }()
+			for {
+				if _, err := r.ReadByte(); err != nil {
+					return
+				}
+				got <- struct{}{}
+			}
+		})
+		r := startWith(t, engine, Settings{Timeouts: route.Timeouts{Tunnel: brief}}, func(r *rig) {
+			r.secure = &tls.Config{Certificates: []tls.Certificate{cert}}
+		}, up.address)
+		c := r.secureClient(&tls.Config{RootCAs: roots, ServerName: "s"})
+		c.send(upgrade)
+		c.answer("GET")
+		c.send("x")
+		if b, err := c.r.ReadByte(); b != 'y' {
+			t.Fatal(b, err)
+		}
+		for began := time.Now(); time.Since(began) < 2*brief; time.Sleep(brief / 10) {
+			c.send("x")
+			<-got
+		}
+		close(end)
+		if rest, err := io.ReadAll(c.r); len(rest) > 0 || err != nil {
+			t.Errorf("the client reads %q, %v", rest, err)
+		}
+	})
+}

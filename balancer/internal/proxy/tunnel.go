@@ -58,12 +58,12 @@ type tunnel struct {
 	in, out    int64
 }
 
-// tunnel goes on after a 101, whose head is buf[:head] and of which n bytes are held.
-func (x *exchange) tunnel(up netloop.Conn, buf []byte, head, n int) outcome {
+// tunnel goes on after a 101, whose head is (*held)[:head] and of which n bytes are held.
+func (x *exchange) tunnel(up netloop.Conn, held *[]byte, head, n int) outcome {
 	t := &tunnel{client: x.conn, up: up, loop: x.loop, idle: x.timeouts.Tunnel, began: x.loop.Now()}
 	edit := http1.Edit(x.rules.Response)
 	out := http1.AppendResponse(x.scratch(n+gained+len(edit.Add)), &x.resp, http1.AsIs, 1, true, &edit)
-	out = append(out, buf[head:n]...)
+	out = append(out, (*held)[head:n]...)
 	x.out = out
 	x.conn.SetWriteDeadline(x.by(x.timeouts.IdleBody))
 	k, err := x.conn.Write(out)
@@ -75,9 +75,15 @@ func (x *exchange) tunnel(up netloop.Conn, buf []byte, head, n int) outcome {
 		_, err = up.Write(early)
 		t.in = int64(len(early))
 	}
-	x.next = x.n
+	x.rec.Protocol = pool.Tunnel
+	if string(x.hop.Upgrade) == websocket {
+		x.rec.Protocol = pool.WebSocket
+	}
+	status := x.resp.Status
+	x.free(*held)
 	x.free(x.out)
-	x.out = nil
+	*held, x.out = nil, nil
+	x.shrink()
 	if err == nil {
 		p := x.proxy
 		p.mu.Lock()
@@ -93,11 +99,7 @@ func (x *exchange) tunnel(up netloop.Conn, buf []byte, head, n int) outcome {
 	}
 	up.Close()
 	x.unload()
-	x.rec.Protocol = pool.Tunnel
-	if string(x.hop.Upgrade) == websocket {
-		x.rec.Protocol = pool.WebSocket
-	}
-	x.rec.Status, x.rec.BytesIn, x.rec.BytesOut = x.resp.Status, x.rec.BytesIn+t.in, x.rec.BytesOut+t.out
+	x.rec.Status, x.rec.BytesIn, x.rec.BytesOut = status, x.rec.BytesIn+t.in, x.rec.BytesOut+t.out
 	x.done()
 	if t.broken.Load() {
 		x.conn.Abort()
@@ -126,6 +128,7 @@ func (t *tunnel) move(to, from netloop.Conn, moved *int64) {
 			t.last.Store(int64(t.loop.Now().Sub(t.began)))
 		case err == io.EOF:
 			t.ended.Add(1)
+			to.SetWriteDeadline(t.loop.Now().Add(halfOpen)) // for what TLS has to say
 			if to.CloseWrite() != nil {
 				t.end(true)
 			}
@@ -134,6 +137,7 @@ func (t *tunnel) move(to, from netloop.Conn, moved *int64) {
 			// The other direction was not silent.
 		case isTimeout(err):
 			t.ended.Add(1)
+			to.SetWriteDeadline(t.loop.Now().Add(halfOpen))
 			to.CloseWrite()
 			t.end(false)
 			return

@@ -697,10 +697,10 @@ func TestIdleTunnels(t *testing.T) {
 					base = inUse()
 					clients := upgraded(r.address)
 					r.eventually("all are tunnels", func() bool { return r.proxy.Tunnels() == u.n }) // a client has its 101 a moment before
-					// A request's buffer and an answer's; goroutines, which cannot wait without one, have one more for each direction.
-					buffers, most := 2, int64(56<<10)
+					// None; goroutines, which cannot wait without one, have one for each direction.
+					buffers, most := 0, int64(24<<10)
 					if engine == netloop.Goroutines {
-						buffers, most = 4, 100<<10
+						buffers, most = 2, 68<<10
 					}
 					if usage := r.engine.Usage(); usage.Buffers > buffers*u.n || usage.Pipes != 0 {
 						t.Errorf("%d idle tunnels hold %+v", u.n, usage)
