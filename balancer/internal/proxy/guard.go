@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"encoding/binary"
 	"hash/maphash"
 	"math"
 	"net/netip"
@@ -32,6 +33,7 @@ type Guard struct {
 	share  atomic.Uint32 // requests a client may have in this turn; zero is any number
 	short  atomic.Bool   // it is memory that bounds them
 	counts [1024]atomic.Uint32
+	turn   atomic.Uint64 // which clients share a count changes with it: nobody pays for another one for long
 }
 
 const (
@@ -85,6 +87,7 @@ func (g *Guard) nextShare(share uint32, lag time.Duration) uint32 {
 	if share == 0 && calm {
 		return 0 // all is well; nobody counts
 	}
+	g.turn.Add(1)
 	var busiest uint32
 	for i := range g.counts {
 		busiest = max(busiest, g.counts[i].Swap(0))
@@ -118,7 +121,8 @@ func (g *Guard) admit(client netip.Addr) Reason {
 		return ""
 	}
 	var buf [16]byte
-	i := maphash.Bytes(guardSeed, clientKey(&buf, client)) % uint64(len(g.counts))
+	key := binary.LittleEndian.AppendUint64(clientKey(&buf, client), g.turn.Load())
+	i := maphash.Bytes(guardSeed, key) % uint64(len(g.counts))
 	switch {
 	case g.counts[i].Add(1) <= share:
 		return ""
