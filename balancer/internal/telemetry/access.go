@@ -95,6 +95,7 @@ type shard struct {
 	mu        sync.Mutex // held for a line or a swap, never across I/O
 	near, far []byte
 	spare     []byte // that the writer is done with
+	opening   opening
 	line      Access // the last one of a template, whose functions would make every caller allocate its own
 }
 
@@ -158,7 +159,7 @@ func (a *AccessLog) Log(loop int, line *Access) {
 		return
 	}
 	if o.format == nil {
-		s.near = append(appendJSON(s.near, line), '\n')
+		s.near = append(appendJSON(s.near, line, &s.opening), '\n')
 	} else {
 		s.line = *line
 		s.near = append(o.format(s.near, &s.line), '\n')

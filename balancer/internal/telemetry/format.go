@@ -225,27 +225,42 @@ func appendText(out, text []byte) []byte {
 	return out
 }
 
+// opening is how the lines that end in one second begin.
+type opening struct {
+	second int64
+	text   []byte
+}
+
 // appendJSON names the fields: Caddy's where Caddy has them.
-func appendJSON(out []byte, l *Access) []byte {
+func appendJSON(out []byte, l *Access, o *opening) []byte {
 	end := l.end()
-	out = append(out, `{"level":"info","ts":`...)
-	out = appendInt(out, end.Unix())
-	out = appendDigits(append(out, '.'), uint64(end.Nanosecond()/1000), 6)
+	if s := end.Unix(); s != o.second || o.text == nil {
+		o.second, o.text = s, append(appendInt(append(o.text[:0], `{"level":"info","ts":`...), s), '.')
+	}
+	out = append(out, o.text...)
+	out = appendDigits(out, uint64(end.Nanosecond()/1000), 6)
 	out = append(out, `,"logger":"http.log.access","msg":"handled request","request":{`...)
 	peer := l.Peer
 	if !peer.IsValid() {
 		peer = l.Client
 	}
+	from, to := 0, 0 // where the peer's address stands
 	if peer.IsValid() {
 		out = append(out, `"remote_ip":"`...)
+		from = len(out)
 		out = peer.Addr().AppendTo(out)
+		to = len(out)
 		out = append(out, `","remote_port":"`...)
 		out = appendInt(out, int64(peer.Port()))
 		out = append(out, `",`...)
 	}
 	if l.Client.IsValid() {
 		out = append(out, `"client_ip":"`...)
-		out = l.Client.Addr().AppendTo(out)
+		if l.Client == peer {
+			out = append(out, out[from:to]...)
+		} else {
+			out = l.Client.Addr().AppendTo(out)
+		}
 		out = append(out, `",`...)
 	}
 	out = append(append(out, `"proto":"`...), l.proto()...)
