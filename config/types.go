@@ -225,11 +225,11 @@ type Limits struct {
 	// timeouts.idle_body; slower ones are cut. The time that is spent waiting for the instance does not count: its answers may
 	// be as slow as they like. Default 500; "off" is no least rate.
 	MinRate string `yaml:"min_rate"`
-	// Memory is what the process may use before it sheds load: from 85 % on idle connections are closed early, from 95 %
-	// on requests are answered by 503. Default: the limit of the control group, or of GOMEMLIMIT, if there is one.
+	// Memory is what the process may use before it sheds load: from 85 % on idle connections are closed early, from 90 % on the busiest
+	// clients are answered by 503, from 95 % on everybody. Default: the limit of the control group, or of GOMEMLIMIT, if there is one.
 	Memory Size `yaml:"memory"`
-	// Shed is how long requests may wait for the CPU before some are answered by 503, those of the busiest clients
-	// first. Default 500ms; "off" never sheds.
+	// Shed is how long requests may wait for the CPU, for half a second on end, before some are answered by 503, those of the busiest
+	// clients first. Default 500ms; "off" never sheds.
 	Shed string `yaml:"shed"`
 }
 

@@ -15,7 +15,7 @@ import (
 
 // Guard sheds load when there is more than the daemon can carry, so that what is admitted is served well.
 //
-// When requests wait longer than Lag for their turn, the busiest clients are refused first: each client may have so many
+// When requests wait longer than Lag for their turn, for half a second on end, the busiest clients are refused first: each client may have so many
 // requests in a turn of the guard, a number that shrinks while the wait goes on and grows again when it is over. A client
 // that sends little is served even then. When memory runs short, idle connections are closed early, then the busiest clients are refused
 // likewise, and at last everybody.
@@ -32,12 +32,14 @@ type Guard struct {
 	memory atomic.Int32  // percent of Memory in use
 	share  atomic.Uint32 // requests a client may have in this turn; zero is any number
 	short  atomic.Bool   // it is memory that bounds them
+	late   int           // turns in a row in which requests have waited too long; Run's own
 	counts [1024]atomic.Uint32
 	turn   atomic.Uint64 // which clients share a count changes with it: nobody pays for another one for long
 }
 
 const (
 	guardTurn   = 100 * time.Millisecond
+	lateTurns   = 5  // a process that was not run for a moment has a queue that goes by itself: refusing helps nobody
 	tightMemory = 85 // percent: idle connections are closed early
 	shortMemory = 90 // percent: the busiest clients are refused
 	fullMemory  = 95 // percent: all requests are
@@ -79,7 +81,10 @@ func (g *Guard) Run(ctx context.Context) error {
 // nextShare is what a client may have in the next turn, by how it was in the last one.
 func (g *Guard) nextShare(share uint32, lag time.Duration) uint32 {
 	memory := g.memory.Load()
-	over := lag > g.Lag || memory >= shortMemory
+	if g.late++; lag <= g.Lag {
+		g.late = 0
+	}
+	over := g.late >= lateTurns || memory >= shortMemory
 	calm := lag <= g.Lag/2 && memory < tightMemory
 	if over {
 		g.short.Store(memory >= shortMemory)

@@ -50,6 +50,17 @@ func TestGuardSparesHonestClients(t *testing.T) {
 		if g.Shedding() || len(refused) > 0 {
 			t.Errorf("%s: all is well, and refused", short)
 		}
+		if short == CPUPressure { // for a moment
+			strain(true)
+			for range lateTurns - 1 {
+				turn()
+				load(1000)
+			}
+			strain(false)
+			if turn(); len(refused) > 0 || g.Shedding() {
+				t.Errorf("refused %v after a moment", refused)
+			}
+		}
 		strain(true)
 		hit := 0 // turns in which the honest one was refused: they may share a count by chance, but not for long
 		for range 12 {
