@@ -62,6 +62,7 @@ routes:
   - {name: users-post, path: '~/users/([0-9]+|me)(/.*)?', methods: [POST], service: s, request_headers: {set: {X-Route: users-post}}}
   - {name: replaced, path: /old, replace_prefix: /new/v1, headers: {X-Old: "*"}, service: s, request_headers: {set: {X-Route: replaced}}}
   - {name: secure, path: /scheme, scheme: https, service: s, request_headers: {set: {X-Route: secure}}}
+  - {name: objects, path: /o, encoded_slashes: true, service: s}
   - {name: first, path: /m/admin, priority: 5, service: s, request_headers: {set: {X-Route: first}}}
 `
 	const none = "" // no route takes it
@@ -83,6 +84,7 @@ routes:
 			{"PUT /m", "", "plain /m"},
 			{"POST /m/admin", "", "first /m/admin"},
 			{"GET /get", "", "get-only /get"},
+			{"GET /o/a%2Fb", "", " /o/a/b"},
 			{"POST /get", "", none},
 			{"get /get", "", none},
 
