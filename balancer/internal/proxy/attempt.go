@@ -148,8 +148,12 @@ const acknowledged = 500 * time.Millisecond
 // connection: its kernel has not acknowledged any of it, nor does it when it had time to. Without that time, a peer that
 // has ended its own direction only, and reads on, would look the same.
 func (x *exchange) unread(up netloop.Conn, sent int) bool {
-	if _, secure := up.(*netloop.Secure); secure && x.upload != nil {
-		return false // many short records may be longer than what they hold by more than one of them is long
+	if x.upload != nil {
+		// Many short records may be longer than what they hold by more than one of them is long; and a long body is not held, whoever has
+		// read of it.
+		if _, secure := up.(*netloop.Secure); secure || x.req.Length > int64(x.retries.Buffer) {
+			return false
+		}
 	}
 	if up.Unacknowledged() < sent {
 		return false
