@@ -32,28 +32,29 @@ func (o observer) Done(r *proxy.Record) {
 	if r.Trace != nil {
 		o.tracing.Add(o.traced(r))
 	}
-	if o.log == nil {
-		return
-	}
-	a := telemetry.Access{
-		Start: r.Start, Peer: r.Peer, Client: r.Client, Method: r.Method, Host: r.Host, URI: r.Path, Query: r.Query,
-		UserAgent: r.UserAgent, Referer: r.Referer, ID: r.ID, Minor: r.Minor, TLS: r.TLS, TLSVersion: r.TLSVersion, TLSCipher: r.TLSCipher, TLSResumed: r.TLSResumed, Status: r.Status, UpstreamStatus: r.UpstreamStatus,
-		Attempts: r.Attempts, Size: r.BytesOut, BodySize: max(0, r.BytesOut-r.HeadOut), BytesRead: r.BytesIn, BodyRead: max(0, r.BytesIn-r.HeadIn), Duration: r.Duration, UpstreamLatency: r.Upstream,
-		TableRevision: r.Table.Revision, Reason: string(r.Reason), Flag: r.Flags(),
-	}
-	if r.Route != nil {
-		a.Route = r.Route.Name
-	}
-	if r.Service != nil {
-		a.Service = r.Service.Name
-	}
-	if r.Endpoint != nil {
-		a.Upstream = r.Endpoint.Name
-	}
-	if r.Trace != nil {
-		a.Trace = hex.EncodeToString(r.Trace.ID[:])
-	}
-	o.log.Log(r.Loop, &a)
+	o.log.Log(r.Loop, func(a *telemetry.Access) {
+		a.Start, a.Duration, a.UpstreamLatency = r.Start, r.Duration, r.Upstream
+		a.Peer, a.Client = r.Peer, r.Client
+		a.Method, a.Host, a.URI, a.Query, a.Minor = r.Method, r.Host, r.Path, r.Query, r.Minor
+		a.UserAgent, a.Referer, a.ID = r.UserAgent, r.Referer, r.ID
+		a.TLS, a.TLSVersion, a.TLSCipher, a.TLSResumed = r.TLS, r.TLSVersion, r.TLSCipher, r.TLSResumed
+		a.Status, a.UpstreamStatus, a.Attempts = r.Status, r.UpstreamStatus, r.Attempts
+		a.Size, a.BodySize = r.BytesOut, max(0, r.BytesOut-r.HeadOut)
+		a.BytesRead, a.BodyRead = r.BytesIn, max(0, r.BytesIn-r.HeadIn)
+		a.TableRevision, a.Reason, a.Flag = r.Table.Revision, string(r.Reason), r.Flags()
+		if r.Route != nil {
+			a.Route = r.Route.Name
+		}
+		if r.Service != nil {
+			a.Service = r.Service.Name
+		}
+		if r.Endpoint != nil {
+			a.Upstream = r.Endpoint.Name
+		}
+		if r.Trace != nil {
+			a.Trace = hex.EncodeToString(r.Trace.ID[:])
+		}
+	})
 }
 
 // remember keeps an exchange in the journal if it is worth that.

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Access is one line of the access log. The byte slices are read by [AccessLog.Log], and not kept.
+// Access is one line of the access log. What its byte slices hold is copied by [AccessLog.Log].
 type Access struct {
 	Start time.Time
 	// Peer is who is connected, Client the client as a trusted proxy names it, perhaps without port. Either may be the zero value.
@@ -34,8 +34,9 @@ type Access struct {
 }
 
 const (
-	shardBytes = 2 << 20 // of lines per shard, between two visits of the writer, or one line more
-	nearBytes  = 4 << 10 // of which so many stay near the loop
+	shardBytes = 2 << 20 // of lines per shard, between two visits of the writer, or as many more as are made at a time
+	together   = 32      // lines that are made at a time, fewer where their texts have
+	nearBytes  = 8 << 10 // bytes by then
 	flushEach  = 50 * time.Millisecond
 )
 
@@ -89,14 +90,17 @@ type style struct {
 	format format // nil for json
 }
 
-// shard is what a loop has written and nobody has taken. Memory that one core writes and another reads is dear to both, so lines are
-// made in a small buffer that the loop alone uses, over and over, and go on from there many at a time.
+// shard is what a loop has logged and nobody has taken. Lines wait as they came and are made several at a time: only the first then
+// finds the caches full of requests. Memory that one core writes and another reads is dear to both, so they are made in a small
+// buffer that the loop alone uses, over and over, and go on from there.
 type shard struct {
-	mu        sync.Mutex // held for a line or a swap, never across I/O
+	mu        sync.Mutex // held for some lines or a swap, never across I/O
+	waiting   [together]Access
+	lines     int    // that wait
+	texts     []byte // theirs
 	near, far []byte
 	spare     []byte // that the writer is done with
 	opening   opening
-	line      Access // the last one of a template, whose functions would make every caller allocate its own
 }
 
 // NewAccessLog makes a log for a number of loops. It writes to out from one goroutine; a [File] can be opened anew. An error is
@@ -118,7 +122,12 @@ func (a *AccessLog) Set(o AccessOptions) error {
 	if err != nil {
 		return err
 	}
-	a.style.Store(&style{o, f})
+	before := a.style.Swap(&style{o, f})
+	for _, s := range a.shards {
+		s.mu.Lock()
+		s.make(before)
+		s.mu.Unlock()
+	}
 	return nil
 }
 
@@ -141,34 +150,29 @@ func (a *AccessLog) Dropped() uint64 {
 	return a.dropped.Load()
 }
 
-// Log takes a line for writing, or drops it. What nobody is to know is taken out of the line itself.
-func (a *AccessLog) Log(loop int, line *Access) {
+// Log has a line filled in, at once, and takes it for writing, or drops it. What nobody is to know is taken out.
+func (a *AccessLog) Log(loop int, fill func(*Access)) {
 	if a == nil {
 		return
 	}
 	o := a.style.Load()
-	if line.Reason == "" && o.Sample < 1 && !o.Filter.takes(line) && rand.Float64() >= o.Sample {
-		return
-	}
-	line.Query, line.Referer = o.Redact.Query(line.Query), o.Redact.Query(line.Referer)
 	s := a.shards[loop%len(a.shards)]
 	s.mu.Lock()
-	if len(s.far) >= shardBytes {
-		s.mu.Unlock()
-		a.dropped.Add(1)
-		return
-	}
-	if o.format == nil {
-		s.near = append(appendJSON(s.near, line, &s.opening), '\n')
-	} else {
-		s.line = *line
-		s.near = append(o.format(s.near, &s.line), '\n')
-	}
+	line := &s.waiting[s.lines]
+	*line = Access{}
+	fill(line)
 	half := false
-	if len(s.near) >= nearBytes {
-		before := len(s.far)
-		s.move()
-		half = before < shardBytes/2 && len(s.far) >= shardBytes/2
+	switch {
+	case !o.takes(line):
+	case len(s.far) >= shardBytes:
+		a.dropped.Add(1)
+	default:
+		line.Query, line.Referer = o.Redact.Query(line.Query), o.Redact.Query(line.Referer)
+		if s.keep(line); s.lines == together || len(s.texts) >= nearBytes {
+			before := len(s.far)
+			s.make(o)
+			half = before < shardBytes/2 && len(s.far) >= shardBytes/2
+		}
 	}
 	s.mu.Unlock()
 	if half {
@@ -179,19 +183,54 @@ func (a *AccessLog) Log(loop int, line *Access) {
 	}
 }
 
-// move makes room near the loop.
-func (s *shard) move() {
-	s.far = append(s.far, s.near...)
-	if s.near = s.near[:0]; cap(s.near) > 4*nearBytes {
-		s.near = nil
+// takes says whether a line is to be written.
+func (o *style) takes(l *Access) bool {
+	return l.Reason != "" || o.Sample >= 1 || o.Filter.takes(l) || rand.Float64() < o.Sample
+}
+
+// keep has a line wait that stands behind those that wait.
+func (s *shard) keep(l *Access) {
+	s.lines++
+	l.Method, l.Host, l.URI, l.Query = s.text(l.Method), s.text(l.Host), s.text(l.URI), s.text(l.Query)
+	l.UserAgent, l.Referer, l.ID = s.text(l.UserAgent), s.text(l.Referer), s.text(l.ID)
+}
+
+func (s *shard) text(b []byte) []byte {
+	if len(b) == 0 {
+		return nil
 	}
+	from := len(s.texts)
+	s.texts = append(s.texts, b...)
+	return s.texts[from:]
+}
+
+// make makes the lines that wait.
+func (s *shard) make(o *style) {
+	for i := range s.lines {
+		if l := &s.waiting[i]; o.format == nil {
+			s.near = appendJSON(s.near, l, &s.opening)
+		} else {
+			s.near = o.format(s.near, l)
+		}
+		s.near = append(s.near, '\n')
+	}
+	s.far = append(s.far, s.near...)
+	s.lines, s.texts, s.near = 0, roomy(s.texts), roomy(s.near)
+}
+
+// roomy is memory to use again, unless a long line has made it long.
+func roomy(b []byte) []byte {
+	if cap(b) > 8*nearBytes {
+		return nil
+	}
+	return b[:0]
 }
 
 // take returns all that there is.
-func (s *shard) take() []byte {
+func (s *shard) take(o *style) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.move()
+	s.make(o)
 	text := s.far
 	s.far, s.spare = s.spare, nil
 	return text
@@ -238,7 +277,7 @@ func (a *AccessLog) Run(ctx context.Context) error {
 
 func (a *AccessLog) flush() {
 	for _, s := range a.shards {
-		text := s.take()
+		text := s.take(a.style.Load())
 		if len(text) > 0 {
 			a.write(text)
 		}

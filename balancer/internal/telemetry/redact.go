@@ -63,6 +63,9 @@ func newNames(list []string) (n names) {
 
 // query returns text with the values of named parameters replaced; text itself when there are none.
 func query(text []byte, named func(name []byte) bool) []byte {
+	if len(text) == 0 {
+		return text
+	}
 	start := bytes.IndexByte(text, '?')
 	if start < 0 {
 		return text
