@@ -37,7 +37,7 @@ const (
 	shardBytes = 2 << 20 // of lines per shard, between two visits of the writer, or as many more as are made at a time
 	together   = 32      // lines that are made at a time, fewer where their texts have
 	nearBytes  = 8 << 10 // bytes by then
-	flushEach  = 50 * time.Millisecond
+	flushEach  = 250 * time.Millisecond
 )
 
 // AccessOptions say what is logged, and how.
