@@ -618,10 +618,19 @@ func (l *look) named(ctx context.Context, name string, value []byte) (list []sho
 	for _, c := range all.Conflicts {
 		add(c.Loser, shadowed(c))
 	}
-	if len(list) == 0 {
-		return nil, fmt.Errorf("no route %s is known", name)
+	if len(list) > 0 {
+		return list, nil
 	}
-	return list, nil
+	var s balancer.Status
+	if _, err := l.get(ctx, "/api/v1/status", &s); err != nil {
+		return nil, err
+	}
+	for _, q := range s.Quarantined {
+		if strings.HasSuffix(q.Key, "/routes/"+name) {
+			return nil, fmt.Errorf("route %s is set aside: %s; rota routes get %s --value prints it", name, printable(q.Reason), name)
+		}
+	}
+	return nil, fmt.Errorf("no route %s is known", name)
 }
 
 func routeTable(w io.Writer, r *shownRoute) {
