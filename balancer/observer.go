@@ -42,19 +42,25 @@ func (o observer) Done(r *proxy.Record) {
 		a.Size, a.BodySize = r.BytesOut, max(0, r.BytesOut-r.HeadOut)
 		a.BytesRead, a.BodyRead = r.BytesIn, max(0, r.BytesIn-r.HeadIn)
 		a.TableRevision, a.Reason, a.Flag = r.Table.Revision, string(r.Reason), r.Flags()
-		if r.Route != nil {
-			a.Route = r.Route.Name
-		}
-		if r.Service != nil {
-			a.Service = r.Service.Name
-		}
-		if r.Endpoint != nil {
-			a.Upstream = r.Endpoint.Name
-		}
+		a.Route, a.Service, a.Upstream = names(r)
 		if r.Trace != nil {
 			a.Trace = hex.EncodeToString(r.Trace.ID[:])
 		}
 	})
+}
+
+// names are what the exchange got to, each empty where it got to none.
+func names(r *proxy.Record) (route, service, upstream string) {
+	if r.Route != nil {
+		route = r.Route.Name
+	}
+	if r.Service != nil {
+		service = r.Service.Name
+	}
+	if r.Endpoint != nil {
+		upstream = r.Endpoint.Name
+	}
+	return route, service, upstream
 }
 
 // remember keeps an exchange in the journal if it is worth that.
@@ -75,15 +81,7 @@ func (o observer) note(r *proxy.Record, notable, sampled bool) {
 		At: r.Start, Scheme: r.Scheme, Status: r.Status, UpstreamStatus: r.UpstreamStatus, Reason: string(r.Reason), Attempts: r.Attempts,
 		Duration: r.Duration, UpstreamTook: r.Upstream, Revision: r.Table.Revision, Sampled: sampled,
 	}
-	if r.Route != nil {
-		f.Route = r.Route.Name
-	}
-	if r.Service != nil {
-		f.Service = r.Service.Name
-	}
-	if r.Endpoint != nil {
-		f.Upstream = r.Endpoint.Name
-	}
+	f.Route, f.Service, f.Upstream = names(r)
 	texts := journal.Texts{ID: r.ID, Method: r.Method, Host: r.Host, Path: r.Path, Query: o.redact.Query(r.Query)}
 	if r.Head != nil {
 		texts.Fields = o.fields(fields[:0], r.Head)
@@ -116,12 +114,7 @@ func (o observer) traced(r *proxy.Record) tracing.Exchange {
 	if a := r.Client.Addr(); a.IsValid() {
 		x.Client = a.String()
 	}
-	if r.Route != nil {
-		x.Route = r.Route.Name
-	}
-	if r.Service != nil {
-		x.Service = r.Service.Name
-	}
+	x.Route, x.Service, _ = names(r)
 	for _, a := range r.Trace.Attempts {
 		if a.Endpoint != nil { // else it was never made
 			x.Attempts = append(x.Attempts, tracing.Attempt{
