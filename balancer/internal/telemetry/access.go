@@ -36,7 +36,7 @@ type Access struct {
 const (
 	shardBytes = 2 << 20 // of lines per shard, between two visits of the writer, or as many more as are made at a time
 	together   = 32      // lines that are made at a time, fewer where their texts have
-	nearBytes  = 8 << 10 // bytes by then
+	textBytes  = 8 << 10 // bytes by then
 	flushEach  = 250 * time.Millisecond
 )
 
@@ -91,16 +91,15 @@ type style struct {
 }
 
 // shard is what a loop has logged and nobody has taken. Lines wait as they came and are made several at a time: only the first then
-// finds the caches full of requests. Memory that one core writes and another reads is dear to both, so they are made in a small
-// buffer that the loop alone uses, over and over, and go on from there.
+// finds the caches full of requests.
 type shard struct {
-	mu        sync.Mutex // held for some lines or a swap, never across I/O
-	waiting   [together]Access
-	lines     int    // that wait
-	texts     []byte // theirs
-	near, far []byte
-	spare     []byte // that the writer is done with
-	opening   opening
+	mu      sync.Mutex // held for some lines or a swap, never across I/O
+	waiting [together]Access
+	lines   int    // that wait
+	texts   []byte // theirs
+	made    []byte // lines
+	spare   []byte // that the writer is done with
+	opening opening
 }
 
 // NewAccessLog makes a log for a number of loops. It writes to out from one goroutine; a [File] can be opened anew. An error is
@@ -158,27 +157,24 @@ func (a *AccessLog) Log(loop int, fill func(*Access)) {
 	o := a.style.Load()
 	s := a.shards[loop%len(a.shards)]
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	line := &s.waiting[s.lines]
 	*line = Access{}
 	fill(line)
-	half := false
 	switch {
 	case !o.takes(line):
-	case len(s.far) >= shardBytes:
+	case len(s.made) >= shardBytes:
 		a.dropped.Add(1)
 	default:
 		line.Query, line.Referer = o.Redact.Query(line.Query), o.Redact.Query(line.Referer)
-		if s.keep(line); s.lines == together || len(s.texts) >= nearBytes {
-			before := len(s.far)
-			s.make(o)
-			half = before < shardBytes/2 && len(s.far) >= shardBytes/2
-		}
-	}
-	s.mu.Unlock()
-	if half {
-		select {
-		case a.wake <- struct{}{}:
-		default:
+		if s.keep(line); s.lines == together || len(s.texts) >= textBytes {
+			before := len(s.made)
+			if s.make(o); before < shardBytes/2 && len(s.made) >= shardBytes/2 {
+				select {
+				case a.wake <- struct{}{}:
+				default:
+				}
+			}
 		}
 	}
 }
@@ -208,22 +204,15 @@ func (s *shard) text(b []byte) []byte {
 func (s *shard) make(o *style) {
 	for i := range s.lines {
 		if l := &s.waiting[i]; o.format == nil {
-			s.near = appendJSON(s.near, l, &s.opening)
+			s.made = appendJSON(s.made, l, &s.opening)
 		} else {
-			s.near = o.format(s.near, l)
+			s.made = o.format(s.made, l)
 		}
-		s.near = append(s.near, '\n')
+		s.made = append(s.made, '\n')
 	}
-	s.far = append(s.far, s.near...)
-	s.lines, s.texts, s.near = 0, roomy(s.texts), roomy(s.near)
-}
-
-// roomy is memory to use again, unless a long line has made it long.
-func roomy(b []byte) []byte {
-	if cap(b) > 8*nearBytes {
-		return nil
+	if s.lines, s.texts = 0, s.texts[:0]; cap(s.texts) > 8*textBytes {
+		s.texts = nil // a long line has made it long
 	}
-	return b[:0]
 }
 
 // take returns all that there is.
@@ -231,8 +220,8 @@ func (s *shard) take(o *style) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.make(o)
-	text := s.far
-	s.far, s.spare = s.spare, nil
+	text := s.made
+	s.made, s.spare = s.spare, nil
 	return text
 }
 
