@@ -54,7 +54,7 @@ soak: ## Restart, hand over, break and attack for ten minutes: nothing may fail 
 	ROTA_TEST_BODY=1g $(GO) test -count=1 -timeout 15m -v -run '^TestLong(Bodies|Tunnel)$$' ./balancer/internal/proxy
 	ROTA_TEST_FAULTS=100 $(GO) test -count=1 -timeout 15m -v -run '^TestFaults$$' ./registry/etcd
 	ROTA_TEST_TESTSSL=1 $(GO) test -count=1 -timeout 15m -v -run '^TestTestssl$$' ./cmd/rota
-	ROTA_TEST_HARM=full $(GO) test -count=1 -timeout 15m -v -run '^TestHarm$$' ./cmd/rota
+	ROTA_TEST_HARM=full $(GO) test -count=1 -timeout 30m -v -run '^TestHarm$$' ./cmd/rota
 
 chaos: ## Break etcd, daemons and instances under load for twenty-five minutes: nothing may fail
 	ROTA_TEST_CHAOS=5m $(GO) test -count=1 -timeout 15m -v -run '^TestChaos$$' ./cmd/rota

@@ -626,7 +626,7 @@ func (l *look) named(ctx context.Context, name string, value []byte) (list []sho
 		return nil, err
 	}
 	for _, q := range s.Quarantined {
-		if strings.HasSuffix(q.Key, "/routes/"+name) {
+		if s.Registry != nil && q.Key == s.Registry.Prefix+"/routes/"+name {
 			return nil, fmt.Errorf("route %s is set aside: %s; rota routes get %s --value prints it", name, printable(q.Reason), name)
 		}
 	}

@@ -392,6 +392,7 @@ func TestServeWithEtcd(t *testing.T) {
 	put("/rota/services/web/b", `{"address":"10.0.0.1:80","state":"draining","metadata":{"evil":"x[2J"}}`)
 	put("/rota/services/web/c", "\x1b[2Jnot an address")
 	put("/rota/routes/r1", `{"host":"a.example.com","service":"web"}`)
+	put("/rota/services/routes/r9", "not an address either")
 	put("/rota/routes/broken", `{"hots":"a.example.com","service":"web"}`)
 	until(t, "routable", func() bool { status, _, _ := get(t, address, "web.localhost", "/"); return status == 200 })
 	until(t, "the route", func() bool { status, _, _ := get(t, address, "a.example.com", "/"); return status == 200 })
@@ -500,7 +501,7 @@ func TestServeWithEtcd(t *testing.T) {
 		{"weight web a 7 --limit 101", exitFailed, "from 0 to 100"},
 		{"weight web a 7 --limit half", exitUsage, "--limit"},
 		{"routes rm r1 --force", 0, ""},
-		{"routes get r9", exitFailed, "r9"},
+		{"routes get r9", exitFailed, "no route r9 is known"},
 		{"routes get broken", exitFailed, "route broken is set aside: "},
 		{"routes get r9 --value", exitFailed, "r9"},
 		{"instances get web nobody", exitFailed, "nobody"},
