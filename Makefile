@@ -29,7 +29,8 @@ race: bin/etcdutl ## Run all tests with the race detector
 
 bench: ## Measure beside nginx, HAProxy and a byte copier (needs nginx, haproxy, wrk, strace, a C compiler)
 	$(GO) run ./bench
-	$(GO) run ./bench -logs -parts cpu
+	$(GO) run ./bench -apart -parts cpu,latency
+	$(GO) run ./bench -logs -parts cpu,pairs
 	for c in h1-1k-512 h1-5000 h1-64k h1-1m post-16k close-1k tls-1k tls-64k tls-handshake tls-resume; do \
 		$(GO) run ./bench -case $$c -parts cpu -duration 3s || exit 1; \
 	done
@@ -39,7 +40,8 @@ bench-discovery: ## Measure how soon and at what price changes in etcd are follo
 
 bench-smoke: ## Run both benchmarks for seconds, only to see that they work
 	$(GO) run ./bench -smoke
-	for c in h1-1m post-16k tls-1k tls-resume; do $(GO) run ./bench -case $$c -smoke || exit 1; done
+	$(GO) run ./bench -smoke -apart -parts cpu
+	for c in h1-1m post-16k tls-1k tls-resume; do $(GO) run ./bench -case $$c -smoke -parts cpu,idle || exit 1; done
 	$(GO) run ./bench/discovery -smoke
 
 # The profile is of the first half minute, so the load has to be longer.

@@ -52,6 +52,28 @@ Requests/sec:      0.17
 	}
 }
 
+func TestLapRatio(t *testing.T) {
+	laps := func(cpu ...float64) (out []lap) {
+		for _, c := range cpu {
+			out = append(out, lap{CPU: c})
+		}
+		return out
+	}
+	ones := laps(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)
+	for _, c := range []struct {
+		a, b           []lap
+		mid, low, high float64
+	}{
+		{laps(3), laps(2), 1.5, 1.5, 1.5},
+		{laps(3, 1), laps(2, 2, 9), 1, 0.5, 1.5},
+		{laps(16, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), ones, 8.5, 5, 12},
+	} {
+		if mid, low, high := lapRatio(c.a, c.b); mid != c.mid || low != c.low || high != c.high {
+			t.Errorf("%v by %v: %v (%v to %v), want %v (%v to %v)", c.a, c.b, mid, low, high, c.mid, c.low, c.high)
+		}
+	}
+}
+
 func TestParseStatus(t *testing.T) {
 	got, err := parseStatus("Active connections: 3 \nserver accepts handled requests\n 65 65 203506 \nReading: 0 Writing: 1 Waiting: 2 \n")
 	if want := (counters{65, 203506}); err != nil || got != want {

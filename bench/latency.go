@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/rota-lb/rota/bench/internal/rig"
@@ -23,6 +24,8 @@ type delays struct {
 	P999    float64 `json:"p999_us"`
 	// Late is the p99 of how long after it was due a request was sent. The load's own lateness is in it, and in the others.
 	Late float64 `json:"sent_late_p99_us"`
+	// Usual is the median of the p99 of every tenth of a second: those in which the machine stood still do not move it.
+	Usual float64 `json:"usual_p99_us"`
 }
 
 // percents are the rates, of what the slowest peer can do.
@@ -66,7 +69,7 @@ func (b *bench) latency(ctx context.Context) error {
 				}
 				d.Round, d.Percent, d.Rate = round, percent, rate
 				res.Delays = append(res.Delays, d)
-				progress("round %d/%d %-10s at %d %%: p50 %.0f, p99 %.0f, p99.9 %.0f, sent late %.0f µs", round+1, b.options.rounds, c.name, percent, d.P50, d.P99, d.P999, d.Late)
+				progress("round %d/%d %-10s at %d %%: p50 %.0f, p99 %.0f, p99.9 %.0f, sent late %.0f, usual p99 %.0f µs", round+1, b.options.rounds, c.name, percent, d.P50, d.P99, d.P999, d.Late, d.Usual)
 			}
 			p.Stop()
 			if ctx.Err() != nil {
@@ -114,7 +117,7 @@ func (l *openLoop) run(ctx context.Context, address string, connections int, rat
 	}
 	var n int
 	var of delays
-	if _, err := fmt.Sscan(p.Output(), &n, &of.P50, &of.P99, &of.P999, &of.Late); err != nil {
+	if _, err := fmt.Sscan(p.Output(), &n, &of.P50, &of.P99, &of.P999, &of.Late, &of.Usual); err != nil {
 		return delays{}, fmt.Errorf("openloop says %q: %w", p.Output(), err)
 	}
 	return of, nil
@@ -124,7 +127,7 @@ func (l *openLoop) run(ctx context.Context, address string, connections int, rat
 func (r *report) delayTable() table {
 	head := []string{""}
 	for _, p := range percents {
-		for _, q := range []string{"p50", "p99", "p99.9", "sent late"} {
+		for _, q := range []string{"p50", "p99", "p99.9", "usual p99", "sent late"} {
 			head = append(head, fmt.Sprintf("%s µs at %d %%", q, p))
 		}
 	}
@@ -135,15 +138,15 @@ func (r *report) delayTable() table {
 		}
 		row := []string{res.Name}
 		for _, p := range percents {
-			var at [4][]float64
-			for _, d := range res.Delays {
-				if d.Percent == p {
-					at[0], at[1] = append(at[0], d.P50), append(at[1], d.P99)
-					at[2], at[3] = append(at[2], d.P999), append(at[3], d.Late)
-				}
-			}
-			for _, v := range at {
-				row = append(row, fmt.Sprintf("%.0f", median(v)))
+			for _, of := range []func(delays) float64{
+				func(d delays) float64 { return d.P50 },
+				func(d delays) float64 { return d.P99 },
+				func(d delays) float64 { return d.P999 },
+				func(d delays) float64 { return d.Usual },
+				func(d delays) float64 { return d.Late },
+			} {
+				at := slices.DeleteFunc(slices.Clone(res.Delays), func(d delays) bool { return d.Percent != p })
+				row = append(row, fmt.Sprintf("%.0f", median(values(at, of))))
 			}
 		}
 		t = append(t, row)

@@ -20,7 +20,7 @@ import (
 )
 
 // workers is how many workers, loops or threads every contestant runs with.
-const workers = 2
+var workers = 2
 
 // options are what the command line says.
 type options struct {
@@ -42,10 +42,11 @@ type options struct {
 }
 
 // The parts of a run.
-var allParts = []string{"cpu", "latency", "syscalls", "idle", "allocs"}
+var allParts = []string{"cpu", "pairs", "latency", "syscalls", "idle", "allocs"}
 
 func main() {
 	var o options
+	apart := flag.Bool("apart", false, "one worker each, alone on a processor; load and upstream share another one")
 	contestants := flag.String("contestants", "floor,rota,nginx,haproxy", "who takes part, comma separated; there are caddy and httputil (Go's own ReverseProxy) too, for scale")
 	parts := flag.String("parts", strings.Join(allParts, ","), "what to measure, comma separated")
 	flag.Func("extra", "another contestant, `name=command`; run by sh with PORT and UPSTREAM (host:port) set; may be repeated", func(s string) error {
@@ -95,9 +96,18 @@ func main() {
 	if c.tls || c.close {
 		o.parts = without(o.parts, "latency")
 	}
+	if c.close { // a load that is stopped in the middle of a connection breaks it
+		o.parts = without(o.parts, "pairs")
+	}
 	if o.smoke {
 		o.rounds, o.duration, o.warmup, o.connections, o.idle, o.settle = 1, time.Second, time.Second, 16, 200, time.Second
-		o.parts = slices.DeleteFunc(o.parts, func(part string) bool { return part != "cpu" && part != "idle" })
+		o.parts = slices.DeleteFunc(o.parts, func(part string) bool { return part != "cpu" && part != "pairs" && part != "idle" })
+	}
+	if *apart {
+		if err := setApart(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(2)
+		}
 	}
 	if err := run(&o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -142,6 +152,8 @@ func run(o *options) error {
 		switch part {
 		case "cpu":
 			err = b.rounds(ctx)
+		case "pairs":
+			err = b.pairs(ctx)
 		case "latency":
 			err = b.latency(ctx)
 		case "syscalls":

@@ -32,7 +32,7 @@ type bench struct {
 // unchanged and adds the client's address.
 func (b *bench) prepare(ctx context.Context) error {
 	b.report.Machine = rig.ReadMachine()
-	b.report.Run = runInfo{Case: asked.name, About: asked.about, Rounds: b.options.rounds, Duration: b.duration.String(), Connections: b.connections, Workers: workers, Idle: b.idle}
+	b.report.Run = runInfo{Case: asked.name, About: asked.about, Rounds: b.options.rounds, Duration: b.duration.String(), Connections: b.connections, Workers: workers, Apart: cpus != nil, Idle: b.idle}
 	for _, name := range b.contestants {
 		progress("preparing %s", name)
 		c, err := find(ctx, b.rig, name, b.options)
@@ -74,7 +74,7 @@ func (b *bench) launch(ctx context.Context, c *contestant, address string) (*run
 	if err != nil {
 		return nil, err
 	}
-	p, err := c.start(b.rig, listen, address)
+	p, err := startApart(func() (*running, error) { return c.start(b.rig, listen, address) })
 	if err != nil {
 		return nil, err
 	}

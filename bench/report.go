@@ -25,6 +25,7 @@ type runInfo struct {
 	Duration    string `json:"duration"`
 	Connections int    `json:"connections"`
 	Workers     int    `json:"workers"`
+	Apart       bool   `json:"alone_on_a_processor"`
 	Idle        int    `json:"idle_connections"`
 }
 
@@ -35,6 +36,7 @@ type result struct {
 	// Unfair says why no ratio is given, or is empty.
 	Unfair      string             `json:"unfair,omitempty"`
 	Turns       []turn             `json:"turns,omitempty"`
+	Laps        []lap              `json:"laps,omitempty"`
 	Delays      []delays           `json:"fixed_rate,omitempty"`
 	Syscalls    map[string]float64 `json:"syscalls_per_request,omitempty"`
 	IdleBytes   *float64           `json:"idle_connection_bytes,omitempty"`
@@ -96,8 +98,12 @@ func (r *report) markdown() string {
 			fmt.Fprintf(&b, ", %s %s", res.Name, res.Version)
 		}
 	}
-	fmt.Fprintf(&b, ", Go %s.\n%s: %s; c = %d, %d workers each; %d rounds of %s, in turn; median (least–most).\n\n",
-		r.Machine.Go, r.Run.Case, r.Run.About, r.Run.Connections, r.Run.Workers, r.Run.Rounds, r.Run.Duration)
+	where := fmt.Sprintf("%d workers each", r.Run.Workers)
+	if r.Run.Apart {
+		where = "one worker each, alone on a processor"
+	}
+	fmt.Fprintf(&b, ", Go %s.\n%s: %s; c = %d, %s; %d rounds of %s, in turn; median (least–most).\n\n",
+		r.Machine.Go, r.Run.Case, r.Run.About, r.Run.Connections, where, r.Run.Rounds, r.Run.Duration)
 
 	peers := []string{"floor", "nginx", "haproxy"}
 	t := table{{"", "CPU µs/request", "user part", "requests/s", "p50 µs", "p99 µs", "against floor", "against nginx", "against HAProxy"}}
@@ -145,6 +151,10 @@ func (r *report) markdown() string {
 	}
 	if len(t) > 1 {
 		b.WriteString(t.String() + "\n")
+	}
+
+	if t := r.pairTable(); len(t) > 1 {
+		b.WriteString("All running, their load alternating; median of the ratios (where it is with 95 %):\n\n" + t.String() + "\n")
 	}
 
 	if t := r.delayTable(); len(t) > 1 {
@@ -197,7 +207,7 @@ func median(v []float64) float64 {
 	return v[len(v)/2]
 }
 
-func values(turns []turn, of func(turn) float64) []float64 {
+func values[T any](turns []T, of func(T) float64) []float64 {
 	out := make([]float64, len(turns))
 	for i, t := range turns {
 		out[i] = of(t)

@@ -32,21 +32,30 @@ func runLoad(ctx context.Context, r *rig.Rig, address string, connections int, d
 	return runWrk(ctx, r, address, connections, d)
 }
 
-// runWrk is a load of one thread. It knows whole seconds only; a part of one counts as one.
-func runWrk(ctx context.Context, r *rig.Rig, address string, connections int, d time.Duration) (load, error) {
+// wrkCommand is a load of one thread. An answer that takes longer than patience is an error. It knows whole seconds only; a part of one
+// counts as one.
+func wrkCommand(r *rig.Rig, address string, connections int, d, patience time.Duration) ([]string, error) {
 	argv := []string{"wrk", "-t1", fmt.Sprintf("-c%d", connections), fmt.Sprintf("-d%d", int(math.Ceil(d.Seconds()))),
-		"--timeout", "5s", "--latency"}
+		"--timeout", fmt.Sprintf("%ds", int(patience.Seconds())), "--latency"}
 	if asked.close {
 		argv = append(argv, "-H", "Connection: close")
 	}
 	if asked.post > 0 {
 		script, err := r.File("post.lua", fmt.Sprintf("wrk.method, wrk.body = %q, %q\n", method(), sent))
 		if err != nil {
-			return load{}, err
+			return nil, err
 		}
 		argv = append(argv, "-s", script)
 	}
-	p, err := r.Start("wrk", nil, append(argv, scheme()+address+bodyPath)...)
+	return append(argv, scheme()+address+bodyPath), nil
+}
+
+func runWrk(ctx context.Context, r *rig.Rig, address string, connections int, d time.Duration) (load, error) {
+	argv, err := wrkCommand(r, address, connections, d, 5*time.Second)
+	if err != nil {
+		return load{}, err
+	}
+	p, err := r.Start("wrk", nil, argv...)
 	if err != nil {
 		return load{}, err
 	}

@@ -145,6 +145,12 @@ func (p *Process) Stop() {
 	})
 }
 
+// Pause stops the process where it stands, until [Process.Resume].
+func (p *Process) Pause() { syscall.Kill(p.cmd.Process.Pid, syscall.SIGSTOP) }
+
+// Resume lets a process go on that was paused.
+func (p *Process) Resume() { syscall.Kill(p.cmd.Process.Pid, syscall.SIGCONT) }
+
 // Interrupt asks the process to finish by SIGINT and waits for it.
 func (p *Process) Interrupt(ctx context.Context) error {
 	syscall.Kill(p.cmd.Process.Pid, syscall.SIGINT)
