@@ -55,6 +55,9 @@ func newTypist(t *testing.T, env ...string) *typist {
 	t.Cleanup(func() {
 		io.WriteString(in, "kill $(jobs -p) 2>/dev/null; wait; exit\n")
 		cmd.Wait()
+		if said, err := os.ReadFile(filepath.Join(dir, "jobs.log")); err == nil && t.Failed() {
+			t.Logf("what ran beside says:\n%s", said)
+		}
 	})
 	return &typist{t, in, bufio.NewScanner(out)}
 }
@@ -63,7 +66,7 @@ func newTypist(t *testing.T, env ...string) *typist {
 func (s *typist) run(line string) string {
 	s.t.Helper()
 	if strings.HasSuffix(line, "&") {
-		line = strings.TrimSuffix(line, "&") + "</dev/null >/dev/null 2>&1 &" // else what it prints later would be another line's
+		line = strings.TrimSuffix(line, "&") + "</dev/null >>jobs.log 2>&1 &" // else what it prints later would be another line's
 	}
 	fmt.Fprintf(s.in, "%s\necho; echo 'that was it'\n", line)
 	var out strings.Builder
