@@ -96,7 +96,7 @@ func main() {
 	if c.tls || c.close {
 		o.parts = without(o.parts, "latency")
 	}
-	if c.close { // a load that is stopped in the middle of a connection breaks it
+	if c.close { // some of these loads are this process, which cannot be stopped
 		o.parts = without(o.parts, "pairs")
 	}
 	if o.smoke {

@@ -30,6 +30,7 @@ type paced struct {
 	*result
 	contestant *running
 	load       *rig.Process
+	accepted   int64 // upstream connections opened in its spells
 }
 
 // pairs compares contestants whose turns are as short as half a second: all of them run, each with a load of its own, and
@@ -70,6 +71,9 @@ func (b *bench) pairsRound(ctx context.Context, round int) error {
 			return err
 		}
 		all = append(all, &paced{result: b.report.Results[i], contestant: p})
+		if err := verify(p.address, 100); err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
 	}
 	for _, p := range all {
 		argv, err := wrkCommand(b.rig, p.contestant.address, b.connections, b.timeout, b.timeout) // it stands still most of the time, and is ended
@@ -108,7 +112,10 @@ func (b *bench) pairsRound(ctx context.Context, round int) error {
 		}
 		l, err := parseWrk(p.load.Output())
 		if err == nil {
-			err = b.fair(l, 0)
+			err = b.fair(l, p.accepted)
+		}
+		if err == nil {
+			err = verify(p.contestant.address, 100)
 		}
 		if err != nil {
 			p.unfair("%v", err)
@@ -137,6 +144,7 @@ func (b *bench) spell(ctx context.Context, p *paced) (time.Duration, int64, erro
 		return 0, 0, err
 	}
 	cpu, _ := after.contestant.Since(before.contestant)
+	p.accepted += after.up.accepted - before.up.accepted
 	requests := after.up.requests - before.up.requests - 1
 	if requests < 1 {
 		return 0, 0, fmt.Errorf("no request in %v", spell)
