@@ -55,8 +55,8 @@ static int order(const void *a, const void *b) {
 	return (x > y) - (x < y);
 }
 
-static double quantile(const uint32_t *sorted, size_t n, double share) {
-	return sorted[(size_t)((n - 1) * share)] / 10.0;
+static uint32_t quantile(const uint32_t *sorted, size_t n, double share) {
+	return sorted[(size_t)((n - 1) * share)];
 }
 
 static char request[1 << 20], sink[1 << 20];
@@ -158,12 +158,13 @@ int main(int argc, char **argv) {
 	if (!usual) fail("calloc");
 	for (size_t i = 0; i < tenths; i++) {
 		qsort(took + i * tenth, tenth, sizeof *took, order);
-		usual[i] = took[i * tenth + (size_t)((tenth - 1) * 0.99)];
+		usual[i] = quantile(took + i * tenth, tenth, 0.99);
 	}
 	qsort(usual, tenths, sizeof *usual, order);
 	qsort(took, total, sizeof *took, order);
 	qsort(late, total, sizeof *late, order);
-	printf("%zu %.1f %.1f %.1f %.1f %.1f\n", total, quantile(took, total, 0.5), quantile(took, total, 0.99),
-		quantile(took, total, 0.999), quantile(late, total, 0.99), tenths ? quantile(usual, tenths, 0.5) : 0);
+	printf("%zu %.1f %.1f %.1f %.1f %.1f\n", total, quantile(took, total, 0.5) / 10.0,
+		quantile(took, total, 0.99) / 10.0, quantile(took, total, 0.999) / 10.0, quantile(late, total, 0.99) / 10.0,
+		tenths ? quantile(usual, tenths, 0.5) / 10.0 : 0.0);
 	return 0;
 }
