@@ -37,6 +37,7 @@ type conn struct {
 	handler  Handler   // of a client connection
 	listener *listener // likewise
 	layer    Layer     // what stands for this connection; nil is itself
+	behind   *behind   // what is to be sent before anything else; nil is nothing
 	home     *parked   // where it is parked, or was the last time; nil is nowhere yet
 	parkedAt int64     // the last time
 	remote   netip.AddrPort
@@ -127,12 +128,25 @@ func (c *conn) serve() {
 		c.loop.serving.Add(-1)
 	}()
 	for {
-		layer := c.layer
-		idle := c.handler.Serve(c.top())
+		var idle time.Duration
+		if w := c.behind; w != nil { // it was idle, but for that
+			idle = w.idle
+			if c.settle() != nil {
+				idle = 0
+			}
+		} else {
+			layer := c.layer
+			idle = c.handler.Serve(c.top())
+			c.served = c.served || c.layer == layer
+		}
+		if w := c.behind; w != nil {
+			if w.idle = idle; idle <= 0 || c.readable || c.loop.engine.closeIdle.Load() {
+				c.settle()
+			}
+		}
 		if c.fd < 0 {
 			return
 		}
-		c.served = c.served || c.layer == layer
 		if idle <= 0 || c.broken {
 			c.top().Close()
 			return
@@ -152,7 +166,9 @@ func (c *conn) serve() {
 			c.readable = err != unix.EAGAIN
 		}
 		if !c.readable {
-			c.readUntil, c.writeUntil = 0, 0
+			if c.readUntil = 0; c.behind == nil {
+				c.writeUntil = 0
+			}
 			c.idleUntil = c.loop.tick + int64(idle)
 			switch {
 			case !c.loop.engine.closeIdle.Load():
@@ -229,6 +245,9 @@ func (c *conn) Wait(other Conn) error {
 
 // await parks until there may be something to read. It returns when the deadline has passed or the peer of other is gone.
 func (c *conn) await(other *conn) error {
+	if w := c.behind; w != nil && !w.queued {
+		return c.settle()
+	}
 	if other != nil && other.gone() {
 		return ErrPeerGone
 	}
@@ -243,6 +262,9 @@ func (c *conn) await(other *conn) error {
 	c.reader = nil
 	if other != nil {
 		other.watcher = nil
+	}
+	if c.behind != nil {
+		return c.settle()
 	}
 	return nil
 }
@@ -273,6 +295,11 @@ func (c *conn) Write(b []byte) (int, error) { return c.send(b, unix.MSG_NOSIGNAL
 
 func (c *conn) send(b []byte, flags int) (int, error) {
 	done := 0
+	if c.behind != nil {
+		if err := c.settle(); err != nil {
+			return 0, err
+		}
+	}
 	c.loop.beforeSend()
 	for {
 		if c.fd < 0 {
@@ -333,6 +360,7 @@ func (c *conn) forget() {
 	l := c.loop
 	l.conns[c.fd] = nil
 	c.fd = -1
+	c.leave()
 	l.engine.sockets.Add(-1)
 	if c.handler != nil {
 		l.clients.Add(-1)
@@ -360,6 +388,9 @@ func (c *conn) unread() bool {
 
 // CloseWrite implements [Conn].
 func (c *conn) CloseWrite() error {
+	if err := c.settle(); err != nil {
+		return err
+	}
 	if c.fd < 0 {
 		return net.ErrClosed
 	}
@@ -428,6 +459,9 @@ func (c *conn) Abort() {
 
 // Detach implements [Conn].
 func (c *conn) Detach() (net.Conn, error) {
+	if err := c.settle(); err != nil {
+		return nil, err
+	}
 	if c.fd < 0 {
 		return nil, net.ErrClosed
 	}

@@ -629,6 +629,13 @@ func (c *goConn) Wait(Conn) error { return nil }
 
 func (c *goConn) Write(b []byte) (int, error) { return c.net.Write(b) }
 
+// Send implements [Conn].
+func (c *goConn) Send(b []byte) error {
+	n, err := c.net.Write(b)
+	c.shard.Free(b)
+	return sendError(n, err)
+}
+
 // Close implements net.Conn.
 func (c *goConn) Close() error {
 	if c.closed.Swap(true) {

@@ -233,8 +233,10 @@ type loop struct {
 	ready    []*coro // to be resumed in this round
 	later    []*coro // to be resumed in the next one
 	running  *coro
-	gather   bool    // who wants to send waits for others
-	senders  []*coro // those that wait
+	gather   bool      // who wants to send waits for others
+	senders  []*coro   // those that wait
+	unsent   []*behind // and what others have left to be sent
+	behinds  spares[*behind]
 	coros    spares[*coro]
 	buffers  spares[[]byte]
 	usage    Usage
@@ -369,10 +371,11 @@ func (l *loop) resume() {
 	for i := 0; i < len(l.ready); i++ {
 		l.gather = i+1 < len(l.ready)
 		l.enter(l.ready[i])
-		if i+1 < len(l.ready) && len(l.senders) < together {
+		if i+1 < len(l.ready) && len(l.senders)+len(l.unsent) < together {
 			continue
 		}
 		l.gather = false
+		l.sendUnsent()
 		for _, co := range l.senders {
 			l.enter(co)
 		}
@@ -652,6 +655,7 @@ func (l *loop) sweep() {
 		co.stop()
 	}
 	l.buffers.shrink()
+	l.behinds.shrink()
 	for _, p := range l.pipes.shrink() {
 		l.closePipe(p)
 	}

@@ -58,6 +58,22 @@ const BufferSize = 16 << 10
 // ErrPeerGone says that the peer of the watched connection went away while the caller waited for another one.
 var ErrPeerGone = errors.New("netloop: watched peer has gone away")
 
+// SendError is the error of a [Conn.Send].
+type SendError struct {
+	Sent int // bytes that were with the kernel before
+	Err  error
+}
+
+func (e *SendError) Error() string { return e.Err.Error() }
+func (e *SendError) Unwrap() error { return e.Err }
+
+func sendError(sent int, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &SendError{sent, err}
+}
+
 // Exhausted reports whether a connection could not be opened for want of something of this host's: descriptors, ports,
 // memory. That says nothing about its peer.
 func Exhausted(err error) bool {
@@ -88,6 +104,10 @@ type Conn interface {
 	// Wait waits as ReadWatching does, or as Read if other is nil, but reads nothing: it returns nil when there may be
 	// something to read, so that the caller need not hold a buffer until then. It may return early.
 	Wait(other Conn) error
+	// Send writes b, which it takes over: it is in a buffer of Loop.Buffer. It may leave that to the loop and return at once, so that
+	// nobody has to come back to this connection for it; what follows on the connection then waits for it, and returns its
+	// error, a [*SendError], as Send itself does where it knows at once. Closing the connection may be faster.
+	Send(b []byte) error
 	// CloseWrite ends the sending direction; the peer reads EOF after what was written.
 	CloseWrite() error
 	// Abort closes with a reset, so that the peer cannot take what it got for complete.

@@ -127,6 +127,13 @@ func (s *Secure) Write(b []byte) (int, error) {
 	return done, nil
 }
 
+// Send implements [Conn].
+func (s *Secure) Send(b []byte) error {
+	n, err := s.Write(b)
+	s.Loop().Free(b)
+	return sendError(n, err)
+}
+
 // CloseWrite implements [Conn].
 func (s *Secure) CloseWrite() error {
 	if err := s.tls.CloseWrite(); err != nil {

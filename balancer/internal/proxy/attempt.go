@@ -37,24 +37,12 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 	if x.out == nil {
 		x.compose() // again: an earlier attempt has sent it
 	}
-	// If nothing of the request arrived it may be sent again; if it did arrive, only when doing it twice does no harm. In both cases
-	// all that was taken of it must be held.
 	harmless := x.req.Retryable()
-
 	up.SetWriteDeadline(x.by(x.timeouts.IdleBody))
-	if n, err := up.Write(x.out); err != nil {
-		up.Close()
-		if !reused && errors.Is(err, syscall.ECONNRESET) {
-			x.refused(e, true)
-		}
-		unsent := n == 0
-		return outcome{failure: fail(UpstreamClosed), again: unsent || harmless && x.recall(), stale: reused && unsent}
-	}
 	sent := len(x.out)
-	// While the upstream works, an exchange holds nothing but the request as it came: what is built from it goes back now,
-	// and the buffer for the answer is taken when there is one. So the same few buffers, warm in the cache, serve all.
-	x.free(x.out)
-	x.out = nil
+	if err := x.pass(up); err != nil {
+		return x.unsent(e, up, reused, err)
+	}
 	answerBy := x.answerBy(headBy)
 	up.SetReadDeadline(answerBy)
 	if !x.body.done {
@@ -63,6 +51,9 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 	}
 
 	if err := up.Wait(x.watched()); err != nil {
+		if lost, ok := errors.AsType[*netloop.SendError](err); ok {
+			return x.unsent(e, up, reused, lost)
+		}
 		why := x.blame(err)
 		up.Close()
 		return outcome{failure: why, again: harmless && isTimeout(err) && x.retryTimeouts(headBy) && x.recall()}
@@ -130,6 +121,35 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 		}
 		n = copy(buf, buf[head:n])
 	}
+}
+
+// pass sends x.out upstream, or leaves that to the loop where nothing more of the request is to come. While the upstream works, an
+// exchange holds nothing but the request as it came: what is built from it goes back, and the buffer for the answer is
+// taken when there is one. So the same few buffers, warm in the cache, serve all.
+func (x *exchange) pass(up netloop.Conn) error {
+	out := x.out
+	x.out = nil
+	if x.body.done && cap(out) == netloop.BufferSize {
+		return up.Send(out)
+	}
+	n, err := up.Write(out)
+	x.free(out)
+	if err != nil {
+		return &netloop.SendError{Sent: n, Err: err}
+	}
+	return nil
+}
+
+// unsent ends an attempt whose request could not be sent, or not all of it. If nothing of it arrived it may be sent again; if some
+// did, only when doing it twice does no harm. In both cases all that was taken of it must be held.
+func (x *exchange) unsent(e *pool.Endpoint, up netloop.Conn, reused bool, err error) outcome {
+	up.Close()
+	if !reused && errors.Is(err, syscall.ECONNRESET) {
+		x.refused(e, true)
+	}
+	lost, ok := errors.AsType[*netloop.SendError](err)
+	nothing := ok && lost.Sent == 0
+	return outcome{failure: fail(UpstreamClosed), again: nothing || x.req.Retryable() && x.recall(), stale: reused && nothing}
 }
 
 // refused tells who wants to know that an endpoint has turned a new connection away.
@@ -374,7 +394,7 @@ func (x *exchange) relay(e *pool.Endpoint, s *pool.Settings, up netloop.Conn, he
 			}
 		}
 		if len(piece) > 0 {
-			k, err := x.conn.Write(piece)
+			k, err := x.deliver(piece, first && complete)
 			moved += int64(k)
 			if err != nil {
 				why = fail(ClientClosed)
@@ -437,6 +457,19 @@ func (x *exchange) relay(e *pool.Endpoint, s *pool.Settings, up netloop.Conn, he
 		x.linger()
 	}
 	return outcome{answered: true, keep: x.keep}
+}
+
+// deliver sends a piece of the answer to the client. The whole of it, short and built in x.out, is left to the loop when the connection goes on.
+func (x *exchange) deliver(piece []byte, whole bool) (int, error) {
+	if !whole || !x.keep || cap(piece) != netloop.BufferSize || x.bodyPending() {
+		return x.conn.Write(piece)
+	}
+	x.out = nil
+	err := x.conn.Send(piece)
+	if lost, ok := errors.AsType[*netloop.SendError](err); ok {
+		return lost.Sent, err
+	}
+	return len(piece), err
 }
 
 // slack is how many bytes stay free behind what is read with a head, so that what a head gains on its way still goes out

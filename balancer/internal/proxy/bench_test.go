@@ -51,6 +51,7 @@ func (c *memoryConn) ReadWatching(b []byte, _ netloop.Conn) (int, error) {
 	return copy(b, c.message), nil
 }
 func (c *memoryConn) Write(b []byte) (int, error)      { return len(b), nil }
+func (c *memoryConn) Send(b []byte) error              { c.loop.Free(b); return nil }
 func (c *memoryConn) Wait(netloop.Conn) error          { return nil }
 func (c *memoryConn) SetReadDeadline(time.Time) error  { return nil }
 func (c *memoryConn) SetWriteDeadline(time.Time) error { return nil }
