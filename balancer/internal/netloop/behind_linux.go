@@ -1,6 +1,7 @@
 package netloop
 
 import (
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -60,7 +61,7 @@ func (l *loop) sendUnsent() {
 func (w *behind) try() {
 	c := w.conn
 	for w.b != nil && c.writable {
-		n, _, e := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(&w.b[w.sent])), uintptr(len(w.b)-w.sent), unix.MSG_NOSIGNAL, 0, 0)
+		n, _, e := syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(&w.b[w.sent])), uintptr(len(w.b)-w.sent), unix.MSG_NOSIGNAL, 0, 0)
 		switch e {
 		case 0:
 			if w.sent += int(n); w.sent == len(w.b) {

@@ -203,7 +203,7 @@ func (c *conn) read(b []byte, other *conn) (int, error) {
 			return 0, nil
 		}
 		if c.readable {
-			n, _, e := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(c.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0, 0)
+			n, _, e := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(c.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0, 0)
 			switch {
 			case e == 0 && n == 0:
 				return 0, io.EOF // stays readable
@@ -309,7 +309,7 @@ func (c *conn) send(b []byte, flags int) (int, error) {
 			return done, nil
 		}
 		if c.writable {
-			n, _, e := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(&b[done])), uintptr(len(b)-done), uintptr(flags), 0, 0)
+			n, _, e := syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(c.fd), uintptr(unsafe.Pointer(&b[done])), uintptr(len(b)-done), uintptr(flags), 0, 0)
 			switch {
 			case e == 0:
 				done += int(n)
@@ -517,6 +517,17 @@ func (c *conn) SetWriteDeadline(t time.Time) error {
 	c.writeUntil = c.loop.ticks(t)
 	return nil
 }
+
+// ReadWithin implements [Conn].
+func (c *conn) ReadWithin(d time.Duration) {
+	c.readUntil = max(1, c.loop.tick+int64(d))
+	if d < 0 && c.reader != nil {
+		c.reader.wake()
+	}
+}
+
+// WriteWithin implements [Conn].
+func (c *conn) WriteWithin(d time.Duration) { c.writeUntil = max(1, c.loop.tick+int64(d)) }
 
 // ticks converts a deadline; a time before the loop's start is the earliest there is.
 func (l *loop) ticks(t time.Time) int64 {

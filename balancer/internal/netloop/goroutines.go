@@ -729,6 +729,12 @@ func (c *goConn) SetReadDeadline(t time.Time) error {
 	return c.net.SetReadDeadline(t)
 }
 
+// ReadWithin implements [Conn].
+func (c *goConn) ReadWithin(d time.Duration) { c.SetReadDeadline(time.Now().Add(d)) }
+
+// WriteWithin implements [Conn].
+func (c *goConn) WriteWithin(d time.Duration) { c.SetWriteDeadline(time.Now().Add(d)) }
+
 // SetWriteDeadline implements net.Conn.
 func (c *goConn) SetWriteDeadline(t time.Time) error { return c.net.SetWriteDeadline(t) }
 

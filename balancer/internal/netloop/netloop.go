@@ -108,6 +108,9 @@ type Conn interface {
 	// nobody has to come back to this connection for it; what follows on the connection then waits for it, and returns its
 	// error, a [*SendError], as Send itself does where it knows at once. Closing the connection may be faster.
 	Send(b []byte) error
+	// ReadWithin sets the read deadline to d after the loop's Now, WriteWithin the write deadline.
+	ReadWithin(d time.Duration)
+	WriteWithin(d time.Duration)
 	// CloseWrite ends the sending direction; the peer reads EOF after what was written.
 	CloseWrite() error
 	// Abort closes with a reset, so that the peer cannot take what it got for complete.

@@ -16,7 +16,7 @@ import (
 func accept(listener int) (fd int, remote netip.AddrPort, _ syscall.Errno) {
 	var sa unix.RawSockaddrAny
 	length := uint32(unix.SizeofSockaddrAny)
-	n, _, e := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(listener), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&length)),
+	n, _, e := syscall.RawSyscall6(unix.SYS_ACCEPT4, uintptr(listener), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&length)),
 		unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
 	if e != 0 {
 		return -1, remote, e
@@ -36,7 +36,7 @@ func accept(listener int) (fd int, remote netip.AddrPort, _ syscall.Errno) {
 // watch adds a socket to an epoll.
 func watch(ep, fd int, events uint32) syscall.Errno {
 	ev := unix.EpollEvent{Events: events, Fd: int32(fd)}
-	_, _, e := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(ep), unix.EPOLL_CTL_ADD, uintptr(fd), uintptr(unsafe.Pointer(&ev)), 0, 0)
+	_, _, e := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(ep), unix.EPOLL_CTL_ADD, uintptr(fd), uintptr(unsafe.Pointer(&ev)), 0, 0)
 	return e
 }
 

@@ -172,6 +172,6 @@ func (c *conn) fill(p *pipe, n int64) (int, error) {
 
 // splice is splice(2) without waiting, by a raw call as reads and writes are.
 func splice(from, to, n int) (int, syscall.Errno) {
-	k, _, e := unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+	k, _, e := syscall.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 	return int(k), e
 }

@@ -1,6 +1,7 @@
 package netloop
 
 import (
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -31,7 +32,7 @@ func (l *loop) wait(events []unix.EpollEvent) int {
 		if later {
 			milliseconds = 0
 		}
-		n, _, e := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), milliseconds, 0, 0)
+		n, _, e := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), milliseconds, 0, 0)
 		if e == 0 && n > 0 {
 			l.quiet, l.due = 0, 0
 			return int(n)

@@ -202,7 +202,7 @@ func (x *exchange) pickWithRoom(pl *pool.Pool, s *pool.Settings, tried []*pool.E
 		return nil, failure{}
 	}
 	q := x.proxy.queueOf(pl.Service)
-	until := x.by(s.QueueTimeout)
+	until := x.loop.Now().Add(x.within(s.QueueTimeout))
 	for {
 		if e != nil && e.TryTake(s.MaxConcurrent) {
 			if !e.Closed() || pl.Latest() == pl {

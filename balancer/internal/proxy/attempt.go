@@ -38,14 +38,14 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 		x.compose() // again: an earlier attempt has sent it
 	}
 	harmless := x.req.Retryable()
-	up.SetWriteDeadline(x.by(x.timeouts.IdleBody))
+	up.WriteWithin(x.within(x.timeouts.IdleBody))
 	sent := len(x.out)
 	if err := x.pass(up); err != nil {
 		return x.unsent(e, up, reused, err)
 	}
-	answerBy := x.answerBy(headBy)
-	up.SetReadDeadline(answerBy)
-	if !x.body.done {
+	if x.body.done {
+		up.ReadWithin(x.answerIn(headBy))
+	} else {
 		up.SetReadDeadline(x.deadline)
 		x.startUpload(up, headBy)
 	}
@@ -110,7 +110,7 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 			return outcome{failure: failure{reason: UpstreamInvalid, detail: "the instance sends interim answers without end"}}
 		}
 		if x.req.Minor == 1 {
-			x.conn.SetWriteDeadline(x.by(x.timeouts.IdleBody))
+			x.conn.WriteWithin(x.within(x.timeouts.IdleBody))
 			line := http1.AppendResponse(make([]byte, 0, 256), &x.resp, http1.AsIs, 1, true, &noEdit)
 			k, err := x.conn.Write(line)
 			x.rec.BytesOut += int64(k)
@@ -186,13 +186,13 @@ func (x *exchange) unread(up netloop.Conn, sent int) bool {
 	return unacknowledged >= sent
 }
 
-// answerBy is when the head of an answer to a request that has just been sent must have come.
-func (x *exchange) answerBy(headBy time.Time) time.Time {
-	t := x.by(x.timeouts.ResponseHead)
-	if !headBy.IsZero() && headBy.Before(t) {
-		return headBy
+// answerIn is how soon the head of an answer to a request that has just been sent must come.
+func (x *exchange) answerIn(headBy time.Time) time.Duration {
+	d := x.within(x.timeouts.ResponseHead)
+	if !headBy.IsZero() {
+		d = min(d, headBy.Sub(x.loop.Now()))
 	}
-	return t
+	return d
 }
 
 // retryTimeouts reports whether there is a point in trying again after an attempt took all the time it had: only where
@@ -244,7 +244,7 @@ func (x *exchange) readMore(up netloop.Conn, buf []byte, n int) (held int, _ fai
 	if left <= 0 || x.bodyPending() {
 		return n, failure{}
 	}
-	up.SetReadDeadline(x.by(min(together, x.timeouts.IdleBody)))
+	up.ReadWithin(x.within(min(together, x.timeouts.IdleBody)))
 	err := up.Wait(x.watched())
 	if err == nil && left < spliceFrom {
 		var k int
@@ -256,7 +256,7 @@ func (x *exchange) readMore(up netloop.Conn, buf []byte, n int) (held int, _ fai
 		why.cause = err
 		return n, why
 	}
-	up.SetReadDeadline(x.by(x.timeouts.IdleBody))
+	up.ReadWithin(x.within(x.timeouts.IdleBody))
 	return n, failure{}
 }
 
@@ -367,14 +367,14 @@ func (x *exchange) relay(e *pool.Endpoint, s *pool.Settings, up netloop.Conn, he
 			x.free(x.out)
 			*held, x.out = nil, nil
 			began := x.loop.Now()
-			up.SetReadDeadline(x.by(x.timeouts.IdleBody))
+			up.ReadWithin(x.within(x.timeouts.IdleBody))
 			if err := up.Wait(x.watched()); err != nil {
 				why = x.blame(err)
 				break
 			}
 			started = started.Add(x.loop.Now().Sub(began))
 		}
-		x.conn.SetWriteDeadline(x.progress(started, moved))
+		x.conn.WriteWithin(x.progress(started, moved))
 		if left >= spliceFrom {
 			k, rerr, werr := netloop.Splice(x.conn, up, piece, left)
 			moved += k
@@ -410,7 +410,7 @@ func (x *exchange) relay(e *pool.Endpoint, s *pool.Settings, up netloop.Conn, he
 			x.out = nil
 		}
 		began, k := x.loop.Now(), 0
-		up.SetReadDeadline(x.by(x.timeouts.IdleBody))
+		up.ReadWithin(x.within(x.timeouts.IdleBody))
 		err := up.Wait(x.watched())
 		if err == nil {
 			buf = x.loop.Buffer()

@@ -51,7 +51,7 @@ func (x *exchange) hold() failure {
 		x.kept = into
 	}
 	for have < length {
-		x.conn.SetReadDeadline(x.progress(started, int64(have)))
+		x.conn.ReadWithin(x.progress(started, int64(have)))
 		n, err := x.conn.Read(into[have:length])
 		have += n
 		if err != nil {
@@ -161,7 +161,7 @@ func (u *upload) run(headBy time.Time) {
 	x, b := u.x, &u.x.body
 	started, most := x.loop.Now(), x.mostBody()
 	for !b.done {
-		x.conn.SetReadDeadline(x.progress(started, u.bytes.Load()))
+		x.conn.ReadWithin(x.progress(started, u.bytes.Load()))
 		if u.stopping.Load() {
 			return
 		}
@@ -171,7 +171,7 @@ func (u *upload) run(headBy time.Time) {
 				return
 			}
 			began := x.loop.Now()
-			u.to.SetWriteDeadline(x.by(x.timeouts.IdleBody))
+			u.to.WriteWithin(x.within(x.timeouts.IdleBody))
 			n, rerr, werr := netloop.Splice(u.to, x.conn, nil, b.left)
 			started = started.Add(x.loop.Now().Sub(began))
 			u.bytes.Add(n)
@@ -179,7 +179,7 @@ func (u *upload) run(headBy time.Time) {
 			switch {
 			case errors.Is(rerr, errors.ErrUnsupported):
 			case werr != nil:
-				u.to.SetReadDeadline(x.answerBy(headBy))
+				u.to.ReadWithin(x.answerIn(headBy))
 				return
 			case rerr != nil:
 				u.lost(rerr)
@@ -219,7 +219,7 @@ func (u *upload) run(headBy time.Time) {
 		u.bytes.Add(int64(n))
 		u.read.Store(b.done)
 		began := x.loop.Now()
-		u.to.SetWriteDeadline(x.by(x.timeouts.IdleBody)) // the least rate is asked of the client
+		u.to.WriteWithin(x.within(x.timeouts.IdleBody)) // the least rate is asked of the client
 		x.keepSent(u.buf[from:to])
 		u.written.Add(int64(to - from))
 		k, err := u.to.Write(u.buf[from:to])
@@ -227,11 +227,11 @@ func (u *upload) run(headBy time.Time) {
 		started = started.Add(x.loop.Now().Sub(began))
 		if err != nil {
 			// The upstream takes no more; its answer, or the lack of one, says why.
-			u.to.SetReadDeadline(x.answerBy(headBy))
+			u.to.ReadWithin(x.answerIn(headBy))
 			return
 		}
 	}
-	u.to.SetReadDeadline(x.answerBy(headBy))
+	u.to.ReadWithin(x.answerIn(headBy))
 	u.finished.Store(true)
 	u.ended.Wake(x.loop)
 	if len(u.rest) > 0 {

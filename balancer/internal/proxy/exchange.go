@@ -106,7 +106,7 @@ func (x *exchange) free(b []byte) {
 // if it is there to be told.
 func (x *exchange) readHead() (int, bool) {
 	var scan http1.Scanner
-	x.conn.SetReadDeadline(x.loop.Now().Add(x.settings.RequestHead))
+	x.conn.ReadWithin(x.settings.RequestHead)
 	for fresh := true; ; {
 		if fresh && x.n >= 2 {
 			// One empty line before a request is overlooked (RFC 9112 §2.2).
@@ -401,28 +401,24 @@ func (x *exchange) unload() {
 	}
 }
 
-// by is d from now, but not after the deadline of the exchange.
-func (x *exchange) by(d time.Duration) time.Time {
-	t := x.loop.Now().Add(d)
-	if !x.deadline.IsZero() && x.deadline.Before(t) {
-		return x.deadline
+// within is d, or the time left until the deadline of the exchange when that is less.
+func (x *exchange) within(d time.Duration) time.Duration {
+	if x.deadline.IsZero() {
+		return d
 	}
-	return t
+	return min(d, x.deadline.Sub(x.loop.Now()))
 }
 
-// progress is when the client must have sent, or taken, the next bytes of a body, of which so many have gone since started:
+// progress is how soon the client must have sent, or taken, the next bytes of a body, of which so many have gone since started:
 // within the idle time, and once that has passed, at the least rate on average. Whoever makes progress gets more time, but a
 // byte now and then is none. What the exchange has waited for the other side is not the client's time: the caller moves
 // started on by it, so that an upstream may be as slow as the idle time lets it.
-func (x *exchange) progress(started time.Time, bytes int64) time.Time {
-	t := x.by(x.timeouts.IdleBody)
+func (x *exchange) progress(started time.Time, bytes int64) time.Duration {
+	d := x.within(x.timeouts.IdleBody)
 	if x.settings.MinRate > 0 {
-		slowest := started.Add(x.timeouts.IdleBody + time.Duration(bytes/x.settings.MinRate)*time.Second)
-		if slowest.Before(t) {
-			return slowest
-		}
+		d = min(d, x.timeouts.IdleBody+time.Duration(bytes/x.settings.MinRate)*time.Second-x.loop.Now().Sub(started))
 	}
-	return t
+	return d
 }
 
 // answer ends an exchange with an answer of our own and reports whether the connection goes on.
@@ -440,7 +436,7 @@ func (x *exchange) answer(f failure) (keep bool) {
 func (x *exchange) say(out []byte) (keep bool) {
 	x.out = out
 	x.rec.HeadOut = int64(max(0, bytes.Index(out, headEnd)+len(headEnd)))
-	x.conn.SetWriteDeadline(x.loop.Now().Add(x.timeouts.IdleBody))
+	x.conn.WriteWithin(x.timeouts.IdleBody)
 	n, err := x.conn.Write(out)
 	x.rec.BytesOut += int64(n)
 	x.done()
@@ -502,7 +498,7 @@ func (x *exchange) linger() {
 	if x.conn.CloseWrite() != nil {
 		return
 	}
-	x.conn.SetReadDeadline(x.loop.Now().Add(lingerTime))
+	x.conn.ReadWithin(lingerTime)
 	for got := 0; got < lingerBytes; {
 		n, err := x.conn.Read(x.in)
 		if err != nil {

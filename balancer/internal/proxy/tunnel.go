@@ -65,13 +65,13 @@ func (x *exchange) tunnel(up netloop.Conn, held *[]byte, head, n int) outcome {
 	out := http1.AppendResponse(x.scratch(n+gained+len(edit.Add)), &x.resp, http1.AsIs, 1, true, &edit)
 	out = append(out, (*held)[head:n]...)
 	x.out = out
-	x.conn.SetWriteDeadline(x.by(x.timeouts.IdleBody))
+	x.conn.WriteWithin(x.within(x.timeouts.IdleBody))
 	k, err := x.conn.Write(out)
 	t.out = int64(k)
 	// What the client has sent early goes up first.
 	early := x.in[x.next:x.n]
 	if err == nil && len(early) > 0 {
-		up.SetWriteDeadline(x.by(x.timeouts.IdleBody))
+		up.WriteWithin(x.within(x.timeouts.IdleBody))
 		_, err = up.Write(early)
 		t.in = int64(len(early))
 	}
@@ -128,7 +128,7 @@ func (t *tunnel) move(to, from netloop.Conn, moved *int64) {
 			t.last.Store(int64(t.loop.Now().Sub(t.began)))
 		case err == io.EOF:
 			t.ended.Add(1)
-			to.SetWriteDeadline(t.loop.Now().Add(halfOpen)) // for what TLS has to say
+			to.WriteWithin(halfOpen) // for what TLS has to say
 			if to.CloseWrite() != nil {
 				t.end(true)
 			}
@@ -137,7 +137,7 @@ func (t *tunnel) move(to, from netloop.Conn, moved *int64) {
 			// The other direction was not silent.
 		case isTimeout(err):
 			t.ended.Add(1)
-			to.SetWriteDeadline(t.loop.Now().Add(halfOpen))
+			to.WriteWithin(halfOpen)
 			to.CloseWrite()
 			t.end(false)
 			return
@@ -157,7 +157,7 @@ func (t *tunnel) step(to, from netloop.Conn, idle time.Duration) (int, error) {
 	defer t.loop.Free(b)
 	n, err := from.Read(b)
 	if n > 0 {
-		to.SetWriteDeadline(t.loop.Now().Add(idle))
+		to.WriteWithin(idle)
 		_, err = to.Write(b[:n])
 		if isTimeout(err) {
 			err = io.ErrShortWrite // a reader that takes nothing: the tunnel is at its end

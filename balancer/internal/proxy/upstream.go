@@ -41,7 +41,7 @@ func (x *exchange) connect(e *pool.Endpoint, s *pool.Settings, fresh bool) (up n
 			up.Close() // from before the policy has changed
 		}
 	}
-	by := x.by(x.timeouts.Connect)
+	by := x.loop.Now().Add(x.within(x.timeouts.Connect))
 	up, err := dial(x.loop, e, by.Sub(x.loop.Now()))
 	if err != nil {
 		switch {
