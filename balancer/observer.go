@@ -66,7 +66,7 @@ func names(r *proxy.Record) (route, service, upstream string) {
 // remember keeps an exchange in the journal if it is worth that.
 func (o observer) remember(r *proxy.Record) {
 	notable := r.Reason != "" || r.Status >= 500 || r.Attempts > 1 || r.Duration >= journal.Slow && r.Protocol == pool.HTTP
-	if wanted, sampled := o.journal.Wants(r.Loop, r.Start.Add(r.Duration), notable); wanted && len(r.Path) > 0 {
+	if wanted, sampled := o.journal.Wants(r.Loop, r.Start.UnixNano()+int64(r.Duration), notable); wanted && len(r.Path) > 0 {
 		o.note(r, notable, sampled)
 	}
 }

@@ -121,6 +121,22 @@ func (s *Service) Totals() Totals {
 // Methods are the values of the label "method"; whatever is none of them counts as the last.
 var Methods = [...]string{"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "_OTHER"}
 
+// Method is a place in [Methods].
+type Method uint8
+
+// Unknown is the method that counts as the last.
+const Unknown = Method(len(Methods) - 1)
+
+// MethodOf finds a method.
+func MethodOf(name []byte) Method {
+	for i, m := range Methods[:Unknown] {
+		if string(name) == m {
+			return Method(i)
+		}
+	}
+	return Unknown
+}
+
 // Protocol is what an exchange turned out to be.
 type Protocol uint8
 
@@ -165,7 +181,7 @@ func (t *Tally) Release() { t.inFlight.Add(-1) }
 
 // Outcome is how an exchange ended, as the client saw it.
 type Outcome struct {
-	Method   []byte
+	Method   Method
 	Protocol Protocol
 	Status   int           // one outside 100–599 counts as 500
 	Duration time.Duration // from the first byte of the request to the last of the answer
@@ -181,11 +197,7 @@ func (t *Tally) Done(o *Outcome) {
 	if status < 100 || status > 599 {
 		status = 500
 	}
-	i := 0
-	for i < len(Methods)-1 && string(o.Method) != Methods[i] {
-		i++
-	}
-	lazy(&t.codes[status-100])[int(o.Protocol)*len(Methods)+i].Add(1)
+	lazy(&t.codes[status-100])[int(o.Protocol)*len(Methods)+int(o.Method)].Add(1)
 	if status >= 500 {
 		t.errors.Add(1)
 	}

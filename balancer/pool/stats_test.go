@@ -42,10 +42,10 @@ func TestTallies(t *testing.T) {
 			for range each {
 				tally := s.Tally(loop)
 				tally.Take()
-				tally.Done(&Outcome{Method: []byte("GET"), Status: 200, Duration: 3 * time.Millisecond, Upstream: 2 * time.Millisecond, In: 10, Out: 100,
+				tally.Done(&Outcome{Method: MethodOf([]byte("GET")), Status: 200, Duration: 3 * time.Millisecond, Upstream: 2 * time.Millisecond, In: 10, Out: 100,
 					Exemplar: &Exemplar{Trace: "t"}})
-				tally.Done(&Outcome{Method: []byte("BREW"), Status: 999, Duration: time.Second, In: 1})
-				tally.Done(&Outcome{Method: []byte("GET"), Protocol: WebSocket, Status: 101, Duration: time.Hour})
+				tally.Done(&Outcome{Method: MethodOf([]byte("BREW")), Status: 999, Duration: time.Second, In: 1})
+				tally.Done(&Outcome{Method: MethodOf([]byte("GET")), Protocol: WebSocket, Status: 101, Duration: time.Hour})
 				if loop > 0 {
 					tally.Release()
 				}
@@ -86,7 +86,7 @@ func TestTallies(t *testing.T) {
 func BenchmarkDone(b *testing.B) {
 	s := NewService("s")
 	b.RunParallel(func(pb *testing.PB) {
-		tally, method := s.Tally(int(time.Now().UnixNano())), []byte("GET")
+		tally, method := s.Tally(int(time.Now().UnixNano())), MethodOf([]byte("GET"))
 		for pb.Next() {
 			tally.Done(&Outcome{Method: method, Status: 200, Duration: 3 * time.Millisecond, Upstream: 2 * time.Millisecond, In: 10, Out: 100})
 		}

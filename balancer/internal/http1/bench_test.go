@@ -18,11 +18,7 @@ func BenchmarkRequest(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		var s Scanner
-		n, err := s.Scan(head)
-		if n == 0 || err != nil {
-			b.Fatal(err)
-		}
-		if err := r.Parse(head); err != nil {
+		if n, err := r.Read(&s, head); n == 0 || err != nil {
 			b.Fatal(err)
 		}
 		out = AppendRequest(out[:0], &r, &hop)
@@ -36,10 +32,7 @@ func BenchmarkResponse(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		var s Scanner
-		if n, err := s.Scan(head); n == 0 || err != nil {
-			b.Fatal(err)
-		}
-		if err := r.Parse(head, false); err != nil {
+		if n, err := r.Read(&s, head, false); n == 0 || err != nil {
 			b.Fatal(err)
 		}
 		out = AppendResponse(out[:0], &r, AsIs, 1, true, new(Edit))

@@ -13,21 +13,31 @@ import (
 	"testing"
 )
 
-// parse scans and parses a request as a connection would deliver it.
+// parse reads a request as a connection would deliver it.
 func parse(data []byte) (*Request, []byte, *Error) {
-	var s Scanner
-	n, err := s.Scan(data)
+	r := new(Request)
+	n, err := r.Read(new(Scanner), bytes.Clone(data))
 	if err != nil {
 		return nil, nil, err
 	}
 	if n == 0 {
 		return nil, nil, ErrRequestLine
 	}
-	r := new(Request)
-	if err := r.Parse(bytes.Clone(data[:n])); err != nil {
-		return nil, nil, err
-	}
 	return r, data[n:], nil
+}
+
+// twoWays reads a head that comes whole, with read, and one whose end is looked for first, with parse, and reports on what differs.
+func twoWays(t *testing.T, data []byte, read func(s *Scanner, b []byte) (int, *Error), parse func(b []byte) *Error) {
+	t.Helper()
+	data = data[:min(len(data), MaxHead)]
+	n, err := read(new(Scanner), bytes.Clone(data))
+	end, want := new(Scanner).Scan(data)
+	if end > 0 {
+		want = parse(bytes.Clone(data[:end]))
+	}
+	if n != end || err != want {
+		t.Fatalf("%q: a head of %d bytes, %v; scanned first: %d, %v", data, n, err, end, want)
+	}
 }
 
 var requestSeeds = []string{
@@ -49,6 +59,7 @@ func FuzzRequest(f *testing.F) {
 	}
 	hop := Hop{Peer: netip.MustParseAddr("192.0.2.1"), Proto: "http", Via: "rota"}
 	f.Fuzz(func(t *testing.T, data []byte) {
+		twoWays(t, data, new(Request).Read, new(Request).Parse)
 		r, _, err := parse(data)
 		if err != nil {
 			return
@@ -144,6 +155,8 @@ func FuzzResponse(f *testing.F) {
 		f.Add([]byte(s), true)
 	}
 	f.Fuzz(func(t *testing.T, data []byte, head bool) {
+		twoWays(t, data, func(s *Scanner, b []byte) (int, *Error) { return new(Response).Read(s, b, head) },
+			func(b []byte) *Error { return new(Response).Parse(b, head) })
 		var s Scanner
 		n, err := s.Scan(data)
 		if n == 0 || err != nil {

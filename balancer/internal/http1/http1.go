@@ -181,7 +181,8 @@ func classify(name []byte) (k kind, underscored bool) {
 	return other, false
 }
 
-// Scanner finds the end of a head in bytes that arrive piece by piece, each looked at once. The zero value is ready.
+// Scanner finds the end of a head in bytes that arrive piece by piece, each looked at once. The zero value is ready. See
+// [Request.Read] and [Response.Read].
 type Scanner struct {
 	pos  int // everything before was looked at
 	line int // where the present line begins
@@ -216,31 +217,62 @@ func (s *Scanner) Scan(b []byte) (int, *Error) {
 	return 0, nil
 }
 
-// parse reads the field lines of head, which [Scanner.Scan] has found complete, from pos on.
-func (f *fields) parse(head []byte, pos int) *Error {
-	f.head, f.all = head, f.all[:0]
-	for pos < len(head)-2 {
-		line := head[pos:]
+// read is what Request.Read and Response.Read have in common. Most heads come whole and are as they should be: then they need not be
+// scanned before they are parsed. parse returns the length of the head at the beginning of what it is given; zero when
+// there is none, or a bad one.
+func (s *Scanner) read(b []byte, parse func(b []byte) (int, *Error)) (int, *Error) {
+	if s.pos == 0 {
+		if n, err := parse(b[:min(len(b), MaxHead)]); n > 0 && err == nil {
+			return n, nil
+		}
+	}
+	n, err := s.Scan(b)
+	if n == 0 || err != nil {
+		return 0, err
+	}
+	_, err = parse(b[:n])
+	return n, err
+}
+
+// parse reads the field lines of the head at the beginning of b, which are from pos on. It returns the length of the head, or zero
+// when b has no empty line behind them.
+func (f *fields) parse(b []byte, pos int) (int, *Error) {
+	f.head, f.all = b, f.all[:0]
+	for {
+		line := b[pos:]
+		if len(line) < 2 {
+			return 0, nil
+		}
+		if line[0] == '\r' && line[1] == '\n' {
+			f.head = b[:pos+2]
+			return pos + 2, nil
+		}
 		colon := 0
-		for tokens[line[colon]] {
+		for colon < len(line) && tokens[line[colon]] {
 			colon++
+		}
+		if colon == len(line) {
+			return 0, nil
 		}
 		if line[colon] != ':' || colon == 0 {
 			if line[0] == ' ' || line[0] == '\t' {
-				return ErrFold
+				return 0, ErrFold
 			}
-			return ErrFieldName
+			return 0, ErrFieldName
 		}
 		if len(f.all) == MaxFields {
-			return ErrFields
+			return 0, ErrFields
 		}
 		value := colon + 1
-		for line[value] == ' ' || line[value] == '\t' {
+		for value < len(line) && (line[value] == ' ' || line[value] == '\t') {
 			value++
 		}
 		eol := value + textLen(line[value:])
+		if eol+1 >= len(line) {
+			return 0, nil
+		}
 		if line[eol] != '\r' || line[eol+1] != '\n' {
-			return ErrFieldValue
+			return 0, ErrFieldValue
 		}
 		end := eol
 		for end > value && (line[end-1] == ' ' || line[end-1] == '\t') {
@@ -257,7 +289,6 @@ func (f *fields) parse(head []byte, pos int) *Error {
 		at.kind = kind
 		pos += eol + 2
 	}
-	return nil
 }
 
 // connection reads a Connection field: whether it says close or keep-alive, and whether it names other fields. It counts

@@ -54,25 +54,37 @@ func (r *Request) Reset() {
 	r.path, r.all = path, all
 }
 
-// Parse reads a head that [Scanner.Scan] has found complete. head may be changed: the host is made lower-case.
+// Read reads the head at the beginning of b, which holds all bytes so far, and returns its length; zero when more bytes are
+// needed. With s, the same for all calls, it looks at no byte again and again. An error that comes with a length is about the head that is
+// so long. b may be changed: the host is made lower-case.
+func (r *Request) Read(s *Scanner, b []byte) (int, *Error) { return s.read(b, r.parse) }
+
+// Parse reads a head that is complete, as Read has returned it before.
 func (r *Request) Parse(head []byte) *Error {
+	_, err := r.parse(head)
+	return err
+}
+
+// parse reads the head at the beginning of b, if it is there.
+func (r *Request) parse(b []byte) (int, *Error) {
 	r.Reset()
-	eol := indexByte(head, '\n')
-	if eol < 1 {
-		return ErrLineEnd
+	eol := indexByte(b, '\n')
+	if eol < 1 || b[eol-1] != '\r' {
+		return 0, ErrLineEnd
 	}
-	target, err := r.requestLine(head[:eol-1])
+	target, err := r.requestLine(b[:eol-1])
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if err = r.parse(head, eol+1); err != nil {
-		return err
+	n, err := r.fields.parse(b, eol+1)
+	if n == 0 {
+		return 0, err
 	}
 	authority, err := r.target(target)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	return r.decide(authority)
+	return n, r.decide(authority)
 }
 
 // requestLine reads method and version and returns the target.

@@ -27,36 +27,55 @@ type Response struct {
 // maxLoad is the highest load that is believed.
 const maxLoad = 1 << 20
 
-// Parse reads the head of the answer to a request; head tells that the request was HEAD. All errors have status 502.
+// Read reads the head of the answer to a request as [Request.Read] does; head tells that the request was HEAD. All errors have status
+// 502, but for those about lines and lengths.
+func (r *Response) Read(s *Scanner, b []byte, head bool) (int, *Error) {
+	return s.read(b, func(b []byte) (int, *Error) { return r.parse(b, head) })
+}
+
+// Parse reads a head that is complete.
 func (r *Response) Parse(b []byte, head bool) *Error {
+	_, err := r.parse(b, head)
+	return err
+}
+
+// parse reads the head at the beginning of b, if it is there.
+func (r *Response) parse(b []byte, head bool) (int, *Error) {
 	all := r.all[:0]
 	*r = Response{}
 	r.all = all
 	eol := indexByte(b, '\n')
+	if eol < 1 || b[eol-1] != '\r' {
+		return 0, ErrResponseHead
+	}
 	line := b[:eol-1]
 	if len(line) < 12 || string(line[:7]) != "HTTP/1." || line[8] != ' ' || line[7] != '0' && line[7] != '1' {
-		return ErrResponseHead
+		return 0, ErrResponseHead
 	}
 	r.Minor = int(line[7] - '0')
 	for _, c := range line[9:12] {
 		if c < '0' || c > '9' {
-			return ErrResponseHead
+			return 0, ErrResponseHead
 		}
 		r.Status = r.Status*10 + int(c-'0')
 	}
 	if r.Status < 100 || r.Status > 599 {
-		return ErrResponseHead
+		return 0, ErrResponseHead
 	}
 	if len(line) > 12 {
 		if line[12] != ' ' || textLen(line[13:]) < len(line)-13 {
-			return ErrResponseHead
+			return 0, ErrResponseHead
 		}
 		r.Reason = line[13:]
 	}
-	if r.parse(b, eol+1) != nil {
-		return ErrResponseHead
+	n, err := r.fields.parse(b, eol+1)
+	if err != nil {
+		return 0, ErrResponseHead
 	}
-	return r.framing(head)
+	if n == 0 {
+		return 0, nil
+	}
+	return n, r.framing(head)
 }
 
 func (r *Response) framing(head bool) *Error {

@@ -123,9 +123,9 @@ type shard struct {
 	mu      sync.Mutex
 	sampled ring
 	notable ring
-	slab    []byte    // what is left of the memory that texts are cut from
-	since   time.Time // when the window began
-	taken   int       // of notable ones, in it
+	slab    []byte // what is left of the memory that texts are cut from
+	since   int64  // when the window began, Unix nanoseconds
+	taken   int    // of notable ones, in it
 }
 
 // ring holds the latest entries; next is the place of the one after. What an entry takes, the one that comes in its place uses again:
@@ -211,11 +211,11 @@ func New(loops int) *Journal { return &Journal{shards: make([]shard, max(loops, 
 
 func (j *Journal) shard(loop int) *shard { return &j.shards[loop%len(j.shards)] }
 
-// Wants reports whether an exchange that ended now is to be added: because it is notable, or because a sample is due. It costs
+// Wants reports whether an exchange that ended at that Unix time in nanoseconds is to be added: because it is notable, or because a sample is due. It costs
 // little, so that the entry is only made when it is wanted.
-func (j *Journal) Wants(loop int, now time.Time, notable bool) (wanted, sampled bool) {
+func (j *Journal) Wants(loop int, at int64, notable bool) (wanted, sampled bool) {
 	s := j.shard(loop)
-	at, due := now.UnixNano(), s.due.Load()
+	due := s.due.Load()
 	// A clock that was set back does not end the sampling.
 	sampled = (at >= due || at < due-int64(time.Minute)) && s.due.CompareAndSwap(due, at+int64(sampleEach))
 	if !notable {
@@ -223,8 +223,8 @@ func (j *Journal) Wants(loop int, now time.Time, notable bool) (wanted, sampled 
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now.Sub(s.since) >= window {
-		s.since, s.taken = now, 0
+	if past := at - s.since; past >= int64(window) || past < 0 {
+		s.since, s.taken = at, 0
 	}
 	s.taken++
 	return sampled || s.taken <= mostNotable, sampled

@@ -11,7 +11,7 @@ func TestJournal(t *testing.T) {
 	j := New(2)
 	now := time.Unix(1000, 0)
 	add := func(loop int, at time.Time, id string, notable bool) {
-		if wanted, sampled := j.Wants(loop, at, notable); wanted {
+		if wanted, sampled := j.Wants(loop, at.UnixNano(), notable); wanted {
 			j.Add(loop, &Facts{At: at, Sampled: sampled}, &Texts{ID: []byte(id)}, notable)
 		}
 	}
@@ -104,7 +104,7 @@ func TestClockSetBack(t *testing.T) {
 		sampled bool
 	}{{0, true}, {sampleEach - 1, false}, {1, true}, {-time.Hour, true}, {time.Millisecond, false}, {sampleEach, true}} {
 		at = at.Add(step.by)
-		if _, sampled := j.Wants(0, at, false); sampled != step.sampled {
+		if _, sampled := j.Wants(0, at.UnixNano(), false); sampled != step.sampled {
 			t.Errorf("after %v more: %v", step.by, sampled)
 		}
 	}

@@ -76,10 +76,6 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 			late := n == 0 && why.reason == UpstreamTimeout && x.retryTimeouts(headBy)
 			return outcome{failure: why, again: (unsent || harmless && (silent || late)) && x.recall(), stale: reused && silent}
 		}
-		if bad := x.resp.Parse(buf[:head], x.req.IsHead()); bad != nil {
-			up.Close()
-			return outcome{failure: failure{reason: UpstreamInvalid, detail: bad.Text}}
-		}
 		if x.resp.Status >= 200 {
 			x.upload.almost()
 			x.rec.UpstreamStatus, x.rec.Upstream = x.resp.Status, x.loop.Now().Sub(started)
@@ -205,12 +201,12 @@ func (x *exchange) retryTimeouts(headBy time.Time) bool {
 	return !by.IsZero() && x.loop.Now().Before(by)
 }
 
-// readAnswer reads until a whole response head is in buf, of which n bytes are held already, and returns its length.
-// A head that does not fit makes it return a longer buffer.
+// readAnswer reads until a whole response head is in buf, of which n bytes are held already, and x.resp is read from it, and returns its
+// length. A head that does not fit makes it return a longer buffer.
 func (x *exchange) readAnswer(up netloop.Conn, buf []byte, n int) (_ []byte, held, head int, _ failure) {
 	var scan http1.Scanner
 	for {
-		head, bad := scan.Scan(buf[:n])
+		head, bad := x.resp.Read(&scan, buf[:n], x.req.IsHead())
 		if bad != nil {
 			return buf, n, 0, failure{reason: UpstreamInvalid, detail: bad.Text}
 		}

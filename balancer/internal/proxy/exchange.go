@@ -22,6 +22,7 @@ type exchange struct {
 	req   http1.Request
 	resp  http1.Response
 	rec   Record
+	known pool.Method // what rec.Method is counted as
 	match route.Request
 	rules *route.Rules // of the route; never nil once there is one
 	// timeouts and retries are those of the route.
@@ -53,8 +54,8 @@ func (x *exchange) serve(c netloop.Conn) time.Duration {
 	x.in, x.n, x.next = x.loop.Buffer(), 0, 0
 	defer x.release()
 	for {
-		head, ok := x.readHead()
-		if !ok || !x.exchange(head) {
+		head, bad := x.readHead()
+		if head == 0 || !x.exchange(head, bad) {
 			return 0
 		}
 		if x.n = copy(x.in, x.in[x.next:x.n]); x.n == 0 {
@@ -102,9 +103,9 @@ func (x *exchange) free(b []byte) {
 	}
 }
 
-// readHead reads until a whole head is in x.in and returns its length. When it returns false, the client was told why,
-// if it is there to be told.
-func (x *exchange) readHead() (int, bool) {
+// readHead reads until a whole head is in x.in, and x.req is read from it, and returns its length, and what is wrong with it. When it
+// returns zero, the client was told why, if it is there to be told.
+func (x *exchange) readHead() (int, *http1.Error) {
 	var scan http1.Scanner
 	x.conn.ReadWithin(x.settings.RequestHead)
 	for fresh := true; ; {
@@ -115,14 +116,14 @@ func (x *exchange) readHead() (int, bool) {
 			}
 			fresh = false
 		}
-		end, bad := scan.Scan(x.in[:x.n])
+		head, bad := x.req.Read(&scan, x.in[:x.n])
+		if head > 0 {
+			return head, bad
+		}
 		if bad != nil {
 			x.begin(nil)
 			x.answer(refused(bad))
-			return 0, false
-		}
-		if end > 0 {
-			return end, true
+			return 0, nil
 		}
 		if x.n == len(x.in) {
 			longer := x.room(long)
@@ -137,7 +138,7 @@ func (x *exchange) readHead() (int, bool) {
 				x.begin(nil)
 				x.answer(fail(RequestTimeout))
 			}
-			return 0, false
+			return 0, nil
 		}
 	}
 }
@@ -155,18 +156,22 @@ func (x *exchange) begin(head []byte) {
 	rec.Client = rec.Peer
 	rec.BytesIn, rec.HeadIn = int64(len(head)), int64(len(head))
 	x.body = body{}
-	x.keep, x.rules, x.deadline = false, &plainRules, time.Time{}
+	x.known, x.keep, x.rules, x.deadline = pool.Unknown, false, &plainRules, time.Time{}
 	x.timeouts, x.retries = x.settings.Timeouts, x.settings.Retries
 }
 
 // plainRules are those of a route that has none.
 var plainRules route.Rules
 
-// exchange does one request, whose head is x.in[:head]. It reports whether the connection can go on; then x.next is
-// where the next request begins.
-func (x *exchange) exchange(head int) (keep bool) {
+// exchange does one request, whose head is x.in[:head]; bad is what is wrong with it. It reports whether the connection can go on; then
+// x.next is where the next request begins.
+func (x *exchange) exchange(head int, bad *http1.Error) (keep bool) {
 	x.begin(x.in[:head])
 	defer x.end()
+	x.rec.Method, x.known = x.req.Method, pool.MethodOf(x.req.Method)
+	if bad != nil {
+		return x.answer(refused(bad))
+	}
 	return x.handle(head)
 }
 
@@ -174,10 +179,6 @@ func (x *exchange) exchange(head int) (keep bool) {
 // is deferred at run time where there are many ways out.
 func (x *exchange) handle(head int) (keep bool) {
 	r, rec := &x.req, &x.rec
-	if bad := r.Parse(x.in[:head]); bad != nil {
-		rec.Method = r.Method
-		return x.answer(refused(bad))
-	}
 	x.describe()
 	x.keep = r.KeepAlive && !x.proxy.draining.Load()
 	x.head = head
@@ -466,7 +467,7 @@ func (x *exchange) done() {
 		service = x.proxy.nowhere
 	}
 	o := pool.Outcome{
-		Method: r.Method, Protocol: r.Protocol, Status: r.Status, Duration: r.Duration, Upstream: r.Upstream, In: r.BytesIn, Out: r.BytesOut,
+		Method: x.known, Protocol: r.Protocol, Status: r.Status, Duration: r.Duration, Upstream: r.Upstream, In: r.BytesIn, Out: r.BytesOut,
 		Exemplar: x.exemplar(),
 	}
 	service.Tally(r.Loop).Done(&o)

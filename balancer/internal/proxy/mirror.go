@@ -96,14 +96,14 @@ func (m *mirrored) discard(up netloop.Conn) bool {
 			return false
 		}
 		n += k
-		head, bad := scan.Scan(b[:n])
+		head, bad := r.Read(&scan, b[:n], m.head)
 		if bad != nil {
 			return false
 		}
 		if head == 0 {
 			continue
 		}
-		if r.Parse(b[:head], m.head) != nil || r.Status < 200 || r.Length < 0 || r.Length > mirrorBytes || !r.KeepAlive {
+		if r.Status < 200 || r.Length < 0 || r.Length > mirrorBytes || !r.KeepAlive {
 			return false
 		}
 		for left := r.Length - int64(n-head); left != 0; left -= int64(k) {
