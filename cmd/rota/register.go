@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -81,7 +82,7 @@ and passwords. The program finds its instance's id in ROTA_INSTANCE.`,
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringVar(&r.in.Service, "service", "", "`name` of the service; required")
-	f.IntVar(&r.port, "port", 0, "`port` the program listens on; 0: a free one")
+	f.IntVar(&r.port, "port", 0, "`port` the program listens on; 0: a free one, from 20000 to 29999")
 	f.StringVar(&r.in.Address, "address", "", "where balancers reach it: `host`, or host:port (default as above)")
 	f.StringVar(&r.in.ID, "id", "", "`id` of the instance (default <hostname>-<port>)")
 	f.StringVar(&r.protocol, "protocol", "", "what it speaks: http, https, h2c, h2, grpc or tcp (default http)")
@@ -273,16 +274,30 @@ func (r *registering) locate(endpoints []string, program bool) error {
 	return nil
 }
 
-// freePort returns a port on which nobody listens at the moment.
+// Ports that kernels give to nobody who does not ask for them by number: theirs begin at 32768, or higher. Those of Kubernetes' nodes
+// begin at 30000.
+const lowestPort, ports = 20000, 10000
+
+// freePort returns a port on which nobody listens. Any other one that the kernel finds free now it may have given to somebody else before
+// the program listens there.
 func freePort(host string) (int, error) {
 	ln, err := net.Listen("tcp", host+":0")
-	if err != nil {
+	if err != nil { // not an address of ours
 		if ln, err = net.Listen("tcp", ":0"); err != nil {
 			return 0, fmt.Errorf("no free port: %w; name one with --port", err)
 		}
+		host = ""
 	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port, nil
+	port := ln.Addr().(*net.TCPAddr).Port
+	ln.Close()
+	for range 100 {
+		likely := lowestPort + rand.IntN(ports)
+		if ln, err := net.Listen("tcp", host+":"+strconv.Itoa(likely)); err == nil {
+			ln.Close()
+			return likely, nil
+		}
+	}
+	return port, nil
 }
 
 // listensHere reports whether an address is that of a port of this machine.

@@ -6,6 +6,8 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -416,5 +418,20 @@ func TestRegisterInput(t *testing.T) {
 	out, err := cmd.Output()
 	if err != nil || string(out) != "passed on" {
 		t.Errorf("%q, %v", out, err)
+	}
+}
+
+// The port for a program is none that the kernel gives to whoever asks for any.
+func TestFreePort(t *testing.T) {
+	for _, host := range []string{"127.0.0.1", "", "[::1]", "192.0.2.1"} {
+		port, err := freePort(host)
+		if err != nil || port < lowestPort || port >= lowestPort+ports {
+			t.Errorf("%q: %d, %v", host, port, err)
+		}
+		if ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err != nil {
+			t.Errorf("%q: %v", host, err)
+		} else {
+			ln.Close()
+		}
 	}
 }
