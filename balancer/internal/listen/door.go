@@ -166,6 +166,15 @@ func (a *announced) ReadWatching(b []byte, other netloop.Conn) (int, error) {
 	return a.Conn.ReadWatching(b, other)
 }
 
+// Receive implements netloop.Conn.
+func (a *announced) Receive(other netloop.Conn) (b []byte, n int, err error) {
+	if len(a.rest) > 0 {
+		b = a.Loop().Buffer()
+		return b, a.take(b), nil
+	}
+	return a.Conn.Receive(other)
+}
+
 // Wait implements netloop.Conn.
 func (a *announced) Wait(other netloop.Conn) error {
 	if len(a.rest) > 0 {

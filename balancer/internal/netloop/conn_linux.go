@@ -1,6 +1,7 @@
 package netloop
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"net/netip"
@@ -34,12 +35,14 @@ type conn struct {
 	readUntil, writeUntil int64 // ticks; zero is no deadline
 	idleUntil             int64 // for a connection nobody uses: close it then
 
-	handler  Handler   // of a client connection
-	listener *listener // likewise
-	layer    Layer     // what stands for this connection; nil is itself
-	behind   *behind   // what is to be sent before anything else; nil is nothing
-	home     *parked   // where it is parked, or was the last time; nil is nowhere yet
-	parkedAt int64     // the last time
+	handler  Handler       // of a client connection
+	listener *listener     // likewise
+	layer    Layer         // what stands for this connection; nil is itself
+	got      []byte        // what was read for whoever asks next, in a buffer of the loop; nil is nothing
+	gotError syscall.Errno // likewise; the kernel tells it once
+	behind   *behind       // what is to be sent before anything else; nil is nothing
+	home     *parked       // where it is parked, or was the last time; nil is nowhere yet
+	parkedAt int64         // the last time
 	remote   netip.AddrPort
 	peer     netip.Addr // that the listener's admission was asked about
 }
@@ -117,7 +120,7 @@ func (c *conn) serve1() {
 	c.serving, c.idleUntil = true, 0
 	c.loop.serving.Add(1)
 	co := c.loop.spare()
-	co.conn = c
+	co.conn, co.wants = c, c
 	co.wake()
 }
 
@@ -151,7 +154,7 @@ func (c *conn) serve() {
 			c.top().Close()
 			return
 		}
-		if c.layer != nil && c.layer.Pending() {
+		if c.got != nil || c.layer != nil && c.layer.Pending() {
 			continue
 		}
 		if c.readable {
@@ -202,6 +205,17 @@ func (c *conn) read(b []byte, other *conn) (int, error) {
 		if len(b) == 0 {
 			return 0, nil
 		}
+		if c.got != nil {
+			n := copy(b, c.got)
+			if c.got = c.got[:copy(c.got, c.got[n:])]; len(c.got) == 0 {
+				c.loop.Free(c.take())
+			}
+			return n, nil
+		}
+		if e := c.gotError; e != 0 {
+			c.gotError = 0
+			return 0, e
+		}
 		if c.readable {
 			n, _, e := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(c.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0, 0)
 			switch {
@@ -226,13 +240,58 @@ func (c *conn) read(b []byte, other *conn) (int, error) {
 	}
 }
 
+// fetch reads what there is for a coroutine that is about to ask for it.
+func (c *conn) fetch() {
+	if c.fd < 0 || !c.readable || c.got != nil || c.gotError != 0 {
+		return
+	}
+	b := c.loop.Buffer()
+	const most = BufferSize - Slack
+	n, _, e := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(c.fd), uintptr(unsafe.Pointer(&b[0])), most, 0, 0, 0)
+	if e != 0 || n == 0 { // the end is told as often as anybody asks
+		c.loop.Free(b)
+		if e != unix.EAGAIN && e != unix.EINTR {
+			c.gotError = e
+		}
+		return
+	}
+	c.got = b[:n]
+	c.readable = n == most || c.hangup
+}
+
+// take returns what was fetched.
+func (c *conn) take() []byte {
+	b := c.got
+	c.got = nil
+	return b
+}
+
+// Receive implements [Conn].
+func (c *conn) Receive(other Conn) (b []byte, n int, err error) {
+	if c.got == nil && !c.readable {
+		c.loop.running.wants = c
+		if err := c.Wait(other); err != nil {
+			c.loop.running.wants = nil
+			return nil, 0, err
+		}
+	}
+	if c.got == nil {
+		return receive(c, other)
+	}
+	b = c.take()
+	if n = len(b); c.readable {
+		c.loop.took(n)
+	}
+	return b[:cap(b)], n, nil
+}
+
 // Wait implements [Conn].
 func (c *conn) Wait(other Conn) error {
 	var o *conn
 	if other != nil {
 		o = baseConn(other)
 	}
-	for c.fd >= 0 && !c.readable {
+	for c.fd >= 0 && !c.readable && c.got == nil {
 		if err := c.await(o); err != nil {
 			return err
 		}
@@ -274,7 +333,7 @@ func (c *conn) gone() bool {
 	switch {
 	case c.fd < 0 || c.broken:
 		return true
-	case !c.hangup || c.ahead:
+	case !c.hangup || c.ahead || c.got != nil:
 		return false
 	}
 	var b [64]byte
@@ -361,6 +420,7 @@ func (c *conn) forget() {
 	l.conns[c.fd] = nil
 	c.fd = -1
 	c.leave()
+	l.Free(c.take())
 	l.engine.sockets.Add(-1)
 	if c.handler != nil {
 		l.clients.Add(-1)
@@ -469,10 +529,15 @@ func (c *conn) Detach() (net.Conn, error) {
 	if err := unix.EpollCtl(c.loop.ep, unix.EPOLL_CTL_DEL, fd, nil); err != nil {
 		return nil, err
 	}
+	ahead := bytes.Clone(c.got)
 	c.forget()
 	f := os.NewFile(uintptr(fd), "detached")
 	defer f.Close() // net.FileConn works on a duplicate
-	return net.FileConn(f)
+	plain, err := net.FileConn(f)
+	if err != nil || len(ahead) == 0 {
+		return plain, err
+	}
+	return &prefixed{plain, ahead}, nil
 }
 
 // LocalAddr implements net.Conn.
@@ -624,7 +689,7 @@ func (l *loop) Park(key any, other Conn, ttl time.Duration) {
 	if c.readable && !c.hangup { // a splice does not find out that it has taken all
 		c.readable = c.unread()
 	}
-	if c.readable || c.hangup || l.stopping || ttl <= 0 || c.layer != nil && c.layer.Pending() {
+	if c.readable || c.got != nil || c.hangup || l.stopping || ttl <= 0 || c.layer != nil && c.layer.Pending() {
 		other.Close()
 		return
 	}

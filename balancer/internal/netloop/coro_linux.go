@@ -20,6 +20,8 @@ type coro struct {
 	later  bool // will be queued in the next round
 	moved  int  // bytes read since it was resumed
 
+	wants *conn // what it will receive from when it is resumed; nil is nothing that is known
+
 	conn *conn // the job: serve this connection,
 	task *task // or run this function
 }

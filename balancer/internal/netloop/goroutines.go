@@ -629,6 +629,9 @@ func (c *goConn) Wait(Conn) error { return nil }
 
 func (c *goConn) Write(b []byte) (int, error) { return c.net.Write(b) }
 
+// Receive implements [Conn].
+func (c *goConn) Receive(other Conn) (b []byte, n int, err error) { return receive(c, other) }
+
 // Send implements [Conn].
 func (c *goConn) Send(b []byte) error {
 	n, err := c.net.Write(b)

@@ -362,13 +362,24 @@ func (l *loop) nextRound() {
 	l.later = l.later[:0]
 }
 
-// together is how many coroutines send one after the other, if there are as many.
+// together is how many coroutines receive, and send, one after the other, if there are as many.
 const together = 16
 
-// resume runs the ready coroutines until none is left. Who wants to send waits until the others of the round want to as well: a peer
-// then is woken once for several messages, and the kernel does the same thing several times in a row.
+// resume runs the ready coroutines until none is left. What they will receive is read first, and who wants to send waits until the others
+// of the round want to as well: a peer then is woken once for several messages, and the processor does the same thing several
+// times in a row, kernel or not, with what that takes in its caches.
 func (l *loop) resume() {
+	fetched := 0
 	for i := 0; i < len(l.ready); i++ {
+		if i == fetched {
+			fetched = min(i+together, len(l.ready))
+			for _, co := range l.ready[i:fetched] {
+				if c := co.wants; c != nil {
+					co.wants = nil
+					c.fetch()
+				}
+			}
+		}
 		l.gather = i+1 < len(l.ready)
 		l.enter(l.ready[i])
 		if i+1 < len(l.ready) && len(l.senders)+len(l.unsent) < together {

@@ -12,7 +12,8 @@
 // package: no lock held across them, no channel, no disk, no DNS. A Conn belongs to its loop: its methods may be called
 // only by code that runs there, by at most one reader and one writer at a time. Close may be called while another
 // coroutine waits in Read or Write, which then returns net.ErrClosed. Every Read and Write may let others go first, a Write
-// also when the peer would take it at once: those that are ready at the same time send together.
+// also when the peer would take it at once: those that are ready at the same time send together. [Conn.Receive] and [Conn.Send] do so
+// without a switch to the coroutine and back.
 //
 // # When things go wrong
 //
@@ -55,6 +56,9 @@ func reserve(sockets int) int { return sockets / 8 }
 // BufferSize is the length of the buffers that [Loop.Buffer] lends.
 const BufferSize = 16 << 10
 
+// Slack is how many bytes at the end of its buffer [Conn.Receive] leaves free, for what goes on to have a little more.
+const Slack = 512
+
 // ErrPeerGone says that the peer of the watched connection went away while the caller waited for another one.
 var ErrPeerGone = errors.New("netloop: watched peer has gone away")
 
@@ -66,6 +70,24 @@ type SendError struct {
 
 func (e *SendError) Error() string { return e.Err.Error() }
 func (e *SendError) Unwrap() error { return e.Err }
+
+// receive is [Conn.Receive] by reading.
+func receive(c, other Conn) (b []byte, n int, err error) {
+	if err := c.Wait(other); err != nil {
+		return nil, 0, err
+	}
+	b = c.Loop().Buffer()
+	if into := b[:BufferSize-Slack]; other != nil {
+		n, err = c.ReadWatching(into, other)
+	} else {
+		n, err = c.Read(into)
+	}
+	if err != nil {
+		c.Loop().Free(b)
+		b = nil
+	}
+	return b, n, err
+}
 
 func sendError(sent int, err error) error {
 	if err == nil {
@@ -104,6 +126,9 @@ type Conn interface {
 	// Wait waits as ReadWatching does, or as Read if other is nil, but reads nothing: it returns nil when there may be
 	// something to read, so that the caller need not hold a buffer until then. It may return early.
 	Wait(other Conn) error
+	// Receive waits as Wait does, and reads into a buffer of Loop.Buffer, but for Slack, that is the caller's then. On an error there is none. It costs least:
+	// those that a round finds ready have been read from one after the other when they go on.
+	Receive(other Conn) (b []byte, n int, err error)
 	// Send writes b, which it takes over: it is in a buffer of Loop.Buffer. It may leave that to the loop and return at once, so that
 	// nobody has to come back to this connection for it; what follows on the connection then waits for it, and returns its
 	// error, a [*SendError], as Send itself does where it knows at once. Closing the connection may be faster.

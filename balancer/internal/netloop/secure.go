@@ -127,6 +127,9 @@ func (s *Secure) Write(b []byte) (int, error) {
 	return done, nil
 }
 
+// Receive implements [Conn].
+func (s *Secure) Receive(other Conn) (b []byte, n int, err error) { return receive(s, other) }
+
 // Send implements [Conn].
 func (s *Secure) Send(b []byte) error {
 	n, err := s.Write(b)
@@ -244,19 +247,8 @@ func (s *Secure) fill() error {
 	if err := s.flush(false); err != nil {
 		return err
 	}
-	if err := s.Conn.Wait(s.watch); err != nil {
-		return err
-	}
-	in := s.Loop().Buffer()
-	var n int
-	var err error
-	if s.watch != nil {
-		n, err = s.Conn.ReadWatching(in, s.watch)
-	} else {
-		n, err = s.Conn.Read(in)
-	}
-	if n == 0 {
-		s.Loop().Free(in)
+	in, n, err := s.Conn.Receive(s.watch)
+	if err != nil {
 		s.ended = s.ended || err == io.EOF
 		return err
 	}

@@ -56,6 +56,9 @@ func Splice(dst, src Conn, prefix []byte, n int64) (written int64, rerr, werr er
 	if s.fd < 0 {
 		return 0, net.ErrClosed, nil
 	}
+	if s.got != nil || s.gotError != 0 {
+		return 0, errors.ErrUnsupported, nil // and has to be read
+	}
 	held := 0
 	var p *pipe
 	if s.readable {

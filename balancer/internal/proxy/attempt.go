@@ -50,21 +50,16 @@ func (x *exchange) attempt(e *pool.Endpoint, s *pool.Settings, fresh bool, headB
 		x.startUpload(up, headBy)
 	}
 
-	if err := up.Wait(x.watched()); err != nil {
-		if lost, ok := errors.AsType[*netloop.SendError](err); ok {
-			return x.unsent(e, up, reused, lost)
-		}
-		why := x.blame(err)
-		up.Close()
-		return outcome{failure: why, again: harmless && isTimeout(err) && x.retryTimeouts(headBy) && x.recall()}
-	}
-	buf := x.loop.Buffer()
+	var buf []byte
 	defer func() { x.free(buf) }()
 	n, interim := 0, 0
 	for {
 		var head int
 		var why failure
 		if buf, n, head, why = x.readAnswer(up, buf, n); why.reason != "" {
+			if lost, ok := why.cause.(*netloop.SendError); ok {
+				return x.unsent(e, up, reused, lost)
+			}
 			// A connection that ends without a byte of an answer, although it was good before, was closed while the request was
 			// on its way.
 			silent := n == 0 && interim == 0 && why.reason == UpstreamClosed
@@ -202,10 +197,18 @@ func (x *exchange) retryTimeouts(headBy time.Time) bool {
 }
 
 // readAnswer reads until a whole response head is in buf, of which n bytes are held already, and x.resp is read from it, and returns its
-// length. A head that does not fit makes it return a longer buffer.
+// length. It takes a buffer when there is something, and a longer one for a head that does not fit.
 func (x *exchange) readAnswer(up netloop.Conn, buf []byte, n int) (_ []byte, held, head int, _ failure) {
 	var scan http1.Scanner
 	for {
+		if buf == nil {
+			var err error
+			if buf, n, err = up.Receive(x.watched()); err != nil {
+				why := x.blame(err)
+				why.cause = err
+				return nil, 0, 0, why
+			}
+		}
 		head, bad := x.resp.Read(&scan, buf[:n], x.req.IsHead())
 		if bad != nil {
 			return buf, n, 0, failure{reason: UpstreamInvalid, detail: bad.Text}
@@ -470,7 +473,7 @@ func (x *exchange) deliver(piece []byte, whole bool) (int, error) {
 
 // slack is how many bytes stay free behind what is read with a head, so that what a head gains on its way still goes out
 // with what was read behind it, from a buffer of the same length.
-const slack = 512
+const slack = netloop.Slack
 
 // tail is how many bytes stay free behind what is read, for the line end that [frameChunk] writes.
 const tail = 2

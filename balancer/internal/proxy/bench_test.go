@@ -52,10 +52,14 @@ func (c *memoryConn) ReadWatching(b []byte, _ netloop.Conn) (int, error) {
 }
 func (c *memoryConn) Write(b []byte) (int, error) { return len(b), nil }
 func (c *memoryConn) Send(b []byte) error         { c.loop.Free(b); return nil }
-func (c *memoryConn) Wait(netloop.Conn) error     { return nil }
-func (c *memoryConn) ReadWithin(time.Duration)    {}
-func (c *memoryConn) WriteWithin(time.Duration)   {}
-func (c *memoryConn) Close() error                { return io.EOF }
+func (c *memoryConn) Receive(netloop.Conn) ([]byte, int, error) {
+	b := c.loop.Buffer()
+	return b, copy(b, c.message), nil
+}
+func (c *memoryConn) Wait(netloop.Conn) error   { return nil }
+func (c *memoryConn) ReadWithin(time.Duration)  {}
+func (c *memoryConn) WriteWithin(time.Duration) {}
+func (c *memoryConn) Close() error              { return io.EOF }
 
 var client4 = netip.MustParseAddrPort("127.0.0.1:40000")
 

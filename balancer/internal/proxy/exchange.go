@@ -51,8 +51,13 @@ type exchange struct {
 // idle; zero closes it.
 func (x *exchange) serve(c netloop.Conn) time.Duration {
 	x.conn, x.loop, x.settings = c, c.Loop(), x.proxy.settings.Load()
-	x.in, x.n, x.next = x.loop.Buffer(), 0, 0
 	defer x.release()
+	x.conn.ReadWithin(x.settings.RequestHead)
+	var err error
+	if x.in, x.n, err = c.Receive(nil); err != nil {
+		return 0
+	}
+	x.next = 0
 	for {
 		head, bad := x.readHead()
 		if head == 0 || !x.exchange(head, bad) {

@@ -88,7 +88,7 @@ const (
 	mostPasses = 4
 )
 
-// Observer is told of every exchange that got as far as a request, on the loop, after its last byte. It must not block
+// Observer is told of every exchange that got as far as a request, on the loop, when its last byte is sent or about to be. It must not block
 // and must copy what it keeps: the record and its slices are used again.
 type Observer interface {
 	Done(r *Record)
