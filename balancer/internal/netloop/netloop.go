@@ -126,12 +126,13 @@ type Conn interface {
 	// Wait waits as ReadWatching does, or as Read if other is nil, but reads nothing: it returns nil when there may be
 	// something to read, so that the caller need not hold a buffer until then. It may return early.
 	Wait(other Conn) error
-	// Receive waits as Wait does, and reads into a buffer of Loop.Buffer, but for Slack, that is the caller's then. On an error there is none. It costs least:
-	// those that a round finds ready have been read from one after the other when they go on.
+	// Receive waits as Wait does, and reads into a buffer of Loop.Buffer, but for Slack, that is the caller's then. On an error there is
+	// none. It costs least: those that a round finds ready have been read from, one after the other, when the first goes on.
 	Receive(other Conn) (b []byte, n int, err error)
 	// Send writes b, which it takes over: it is in a buffer of Loop.Buffer. It may leave that to the loop and return at once, so that
 	// nobody has to come back to this connection for it; what follows on the connection then waits for it, and returns its
-	// error, a [*SendError], as Send itself does where it knows at once. Closing the connection may be faster.
+	// error, a [*SendError], as Send itself does where it knows at once. Close does not wait for it, unless it is a client's
+	// whose handler closes it by what it returns.
 	Send(b []byte) error
 	// ReadWithin sets the read deadline to d after the loop's Now, WriteWithin the write deadline.
 	ReadWithin(d time.Duration)

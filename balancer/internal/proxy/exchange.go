@@ -51,13 +51,8 @@ type exchange struct {
 // idle; zero closes it.
 func (x *exchange) serve(c netloop.Conn) time.Duration {
 	x.conn, x.loop, x.settings = c, c.Loop(), x.proxy.settings.Load()
+	x.n, x.next = 0, 0
 	defer x.release()
-	x.conn.ReadWithin(x.settings.RequestHead)
-	var err error
-	if x.in, x.n, err = c.Receive(nil); err != nil {
-		return 0
-	}
-	x.next = 0
 	for {
 		head, bad := x.readHead()
 		if head == 0 || !x.exchange(head, bad) {
@@ -114,6 +109,12 @@ func (x *exchange) readHead() (int, *http1.Error) {
 	var scan http1.Scanner
 	x.conn.ReadWithin(x.settings.RequestHead)
 	for fresh := true; ; {
+		if x.in == nil {
+			var err error
+			if x.in, x.n, err = x.conn.Receive(nil); err != nil {
+				return 0, nil
+			}
+		}
 		if fresh && x.n >= 2 {
 			// One empty line before a request is overlooked (RFC 9112 §2.2).
 			if x.in[0] == '\r' && x.in[1] == '\n' {
