@@ -56,7 +56,8 @@ func reserve(sockets int) int { return sockets / 8 }
 // BufferSize is the length of the buffers that [Loop.Buffer] lends.
 const BufferSize = 16 << 10
 
-// Slack is how many bytes at the end of its buffer [Conn.Receive] leaves free, for what goes on to have a little more.
+// Slack is how many bytes at the end of its buffer [Conn.Receive] leaves free: what a head gains on its way still goes out with what was
+// received behind it, from a buffer of the same length.
 const Slack = 512
 
 // ErrPeerGone says that the peer of the watched connection went away while the caller waited for another one.

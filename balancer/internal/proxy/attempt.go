@@ -216,13 +216,13 @@ func (x *exchange) readAnswer(up netloop.Conn, buf []byte, n int) (_ []byte, hel
 		if head > 0 {
 			return buf, n, head, failure{}
 		}
-		if n == len(buf)-slack {
-			longer := x.room(http1.MaxHead + slack)
+		if n == len(buf)-netloop.Slack {
+			longer := x.room(http1.MaxHead + netloop.Slack)
 			copy(longer, buf)
 			x.free(buf)
-			buf = longer[:http1.MaxHead+slack]
+			buf = longer[:http1.MaxHead+netloop.Slack]
 		}
-		k, err := x.readUpstream(up, buf[n:len(buf)-slack])
+		k, err := x.readUpstream(up, buf[n:len(buf)-netloop.Slack])
 		n += k
 		if err != nil {
 			why := x.blame(err)
@@ -247,7 +247,7 @@ func (x *exchange) readMore(up netloop.Conn, buf []byte, n int) (held int, _ fai
 	err := up.Wait(x.watched())
 	if err == nil && left < spliceFrom {
 		var k int
-		k, err = x.readUpstream(up, buf[n:len(buf)-slack])
+		k, err = x.readUpstream(up, buf[n:len(buf)-netloop.Slack])
 		n += k
 	}
 	if err != nil && (!isTimeout(err) || expired(x.deadline, x.loop.Now())) {
@@ -470,10 +470,6 @@ func (x *exchange) deliver(piece []byte, whole bool) (int, error) {
 	}
 	return len(piece), err
 }
-
-// slack is how many bytes stay free behind what is read with a head, so that what a head gains on its way still goes out
-// with what was read behind it, from a buffer of the same length.
-const slack = netloop.Slack
 
 // tail is how many bytes stay free behind what is read, for the line end that [frameChunk] writes.
 const tail = 2
