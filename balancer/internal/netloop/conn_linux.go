@@ -143,7 +143,7 @@ func (c *conn) serve() {
 			c.served = c.served || c.layer == layer
 		}
 		if w := c.behind; w != nil {
-			if w.idle = idle; idle <= 0 || c.readable || c.loop.engine.closeIdle.Load() {
+			if w.idle = idle; idle <= 0 || c.readable {
 				c.settle()
 			}
 		}
@@ -176,6 +176,7 @@ func (c *conn) serve() {
 			switch {
 			case !c.loop.engine.closeIdle.Load():
 			case c.served:
+				c.settle()
 				c.close()
 			default:
 				c.idleUntil = c.loop.tick + int64(min(idle, freshFor))
