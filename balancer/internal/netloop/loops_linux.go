@@ -243,6 +243,8 @@ type loop struct {
 	stopping bool
 	quiet    int // waits in a row in which nothing has happened
 
+	scheduling scheduling
+
 	clients atomic.Int64 // shared: open client connections, those on their way to this loop included
 	serving atomic.Int64 // shared: of those, being served
 	lag     atomic.Int64 // shared: nanoseconds that a round takes of late, at most
@@ -420,6 +422,7 @@ func (l *loop) beforeSend() {
 // shutdown closes everything and lets every coroutine come to its end: each wait now fails at once.
 func (l *loop) shutdown() {
 	l.stopping = true
+	l.unschedule()
 	for _, s := range l.listeners {
 		s.release()
 	}
@@ -648,6 +651,7 @@ func (l *loop) sweep() {
 	if lag := l.lag.Load(); lag > 0 {
 		l.lag.Store(lag * 7 / 8)
 	}
+	l.schedule()
 	if !second {
 		return
 	}

@@ -34,7 +34,7 @@ func (l *loop) wait(events []unix.EpollEvent) int {
 		}
 		n, _, e := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), milliseconds, 0, 0)
 		if e == 0 && n > 0 {
-			l.quiet, l.due = 0, 0
+			l.brought()
 			return int(n)
 		}
 		if !later {
@@ -52,9 +52,15 @@ func (l *loop) wait(events []unix.EpollEvent) int {
 		return 0 // EINTR
 	}
 	if n > 0 {
-		l.quiet, l.due = 0, 0
+		l.brought()
 	}
 	return n
+}
+
+// brought notes that a wait has brought something.
+func (l *loop) brought() {
+	l.quiet, l.due = 0, 0
+	l.scheduling.rounds++
 }
 
 // stay tells the runtime that this loop is not a computation without end. Whatever runs for 10 ms without a word is taken for one, and

@@ -1,0 +1,94 @@
+package netloop
+
+import (
+	"io"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A loop that has something to do is SCHED_BATCH, alone of its process' threads, and leaves its thread as it was.
+func TestScheduling(t *testing.T) {
+	const other = -1
+	policies := make(chan [2]int, 1) // thread, policy
+	r := start(t, Options{Engine: Loops, Loops: 1}, func(c Conn) time.Duration {
+		var b [1]byte
+		if _, err := c.Read(b[:]); err != nil {
+			return 0
+		}
+		policy, err := schedulerOf(0)
+		if err != nil {
+			policy = other
+		}
+		policies <- [2]int{gettid(), policy}
+		c.Write(b[:])
+		return time.Minute
+	})
+	c := r.dial()
+	ask := func() (thread, policy int) {
+		t.Helper()
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		p := <-policies
+		return p[0], p[1]
+	}
+	thread, policy := ask()
+	for began := time.Now(); policy != unix.SCHED_BATCH; thread, policy = ask() {
+		if time.Since(began) > 10*time.Second {
+			t.Fatalf("the policy of the loop's thread is %d, and not SCHED_BATCH", policy)
+		}
+	}
+	if policy, err := schedulerOf(unix.Getpid()); err != nil || policy != schedNormal && thread != unix.Getpid() {
+		t.Errorf("the policy of the first thread is %d, %v", policy, err)
+	}
+	r.stop()
+	if policy, err := schedulerOf(thread); err != nil || policy != schedNormal {
+		t.Errorf("the policy of the thread afterwards is %d, %v", policy, err)
+	}
+}
+
+func TestJudge(t *testing.T) {
+	const ms = time.Millisecond
+	good := turns{ran: 40 * ms, waited: 60 * ms, n: 600}
+	bad := turns{ran: 10 * ms, waited: 90 * ms, n: 30}
+	var tick time.Duration
+	s := scheduling{batch: true, penalty: firstTry}
+	for i, step := range []struct {
+		name  string
+		after time.Duration
+		turns turns
+		batch bool
+	}{
+		{"usual load", 100 * ms, good, true},
+		{"long waits of a loop that runs for long", 100 * ms, turns{ran: 40 * ms, waited: 60 * ms, n: 30}, true},
+		{"short waits of a loop that hardly runs", 100 * ms, turns{ran: 1 * ms, waited: 90 * ms, n: 300}, true},
+		{"nothing", 100 * ms, turns{}, true},
+		{"a process that computes", 100 * ms, bad, false},
+		{"it still does", 100 * ms, bad, false},
+		{"it does no more, perhaps", 800 * ms, good, false},
+		{"a try", 200 * ms, good, true},
+		{"which fails", 100 * ms, bad, false},
+		{"longer now", 1900 * ms, good, false},
+		{"another try", 200 * ms, good, true},
+		{"which lasts", 5 * time.Second, good, true},
+		{"so a failure", 100 * ms, bad, false},
+		{"is the first again", 1100 * ms, good, true},
+	} {
+		tick += step.after
+		if s.judge(int64(tick), step.turns); s.batch != step.batch {
+			t.Fatalf("step %d, %s: batch is %v", i, step.name, s.batch)
+		}
+	}
+	for range 20 {
+		s.batch = true
+		s.judge(s.again, bad)
+	}
+	if s.penalty != lastTry {
+		t.Errorf("the longest penalty is %v", s.penalty)
+	}
+}
