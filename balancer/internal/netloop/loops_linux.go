@@ -422,7 +422,7 @@ func (l *loop) beforeSend() {
 // shutdown closes everything and lets every coroutine come to its end: each wait now fails at once.
 func (l *loop) shutdown() {
 	l.stopping = true
-	l.unschedule()
+	l.scheduling.end()
 	for _, s := range l.listeners {
 		s.release()
 	}
@@ -651,7 +651,7 @@ func (l *loop) sweep() {
 	if lag := l.lag.Load(); lag > 0 {
 		l.lag.Store(lag * 7 / 8)
 	}
-	l.schedule()
+	l.scheduling.schedule(l.tick)
 	if !second {
 		return
 	}

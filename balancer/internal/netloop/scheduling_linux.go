@@ -47,40 +47,51 @@ type turns struct {
 	n           int64
 }
 
-// schedule looks how the loop's thread has fared. It runs where the loop does, between two rounds.
-func (l *loop) schedule() {
-	s := &l.scheduling
-	if s.never || l.tick-s.looked < int64(lookEach) {
-		return
-	}
+// follow takes the loop's policy along when the runtime has moved the loop to another thread. It runs where the loop does, between two
+// rounds, as schedule does.
+func (s *scheduling) follow(tick int64) {
 	thread := gettid()
-	now, ok := threadTurns()
-	if !ok {
-		s.never = true
+	if s.never || thread == s.thread {
 		return
 	}
-	if thread != s.thread { // the runtime has moved the loop, or this is its first look
-		if s.thread == 0 {
-			if policy, err := schedulerOf(0); err != nil || policy != schedNormal && policy != unix.SCHED_BATCH {
-				s.never = true
-				return
-			}
-			s.batch, s.penalty = true, firstTry
-		} else {
-			setScheduler(s.thread, schedNormal)
-		}
-		s.thread = thread
-	} else if d := now.less(s.seen); s.rounds >= max(lookAfter, d.n/2) {
-		s.judge(l.tick, d)
+	if s.thread == 0 {
+		policy, err := schedulerOf(0)
+		s.never = err != nil || policy != schedNormal && policy != unix.SCHED_BATCH
+		s.batch, s.penalty = true, firstTry
+	} else {
+		setScheduler(s.thread, schedNormal)
+	}
+	s.thread = thread
+	s.begin(tick)
+}
+
+// schedule looks how the loop's thread has fared.
+func (s *scheduling) schedule(tick int64) {
+	if s.never || s.thread == 0 || tick-s.looked < int64(lookEach) {
+		return
+	}
+	now, _ := threadTurns()
+	d := now.less(s.seen)
+	if s.rounds >= max(lookAfter, d.n/2) {
+		s.judge(tick, d)
 	} else if d.n < lookAfter {
 		return
 	}
-	s.seen, s.looked, s.rounds = now, l.tick, 0
+	s.begin(tick)
+}
+
+// begin sets the policy, and begins to look. The policy is said again each time: another loop may have left this thread.
+func (s *scheduling) begin(tick int64) {
+	if s.never {
+		return
+	}
 	policy := schedNormal
 	if s.batch {
 		policy = unix.SCHED_BATCH
 	}
-	s.never = !setScheduler(0, policy) // said each time: another loop may have left this thread
+	now, ok := threadTurns()
+	s.never = !ok || !setScheduler(0, policy)
+	s.seen, s.looked, s.rounds = now, tick, 0
 }
 
 // judge decides how the loop goes on, after it has had those turns.
@@ -97,9 +108,9 @@ func (s *scheduling) judge(tick int64, d turns) {
 	}
 }
 
-// unschedule leaves the thread as others expect one.
-func (l *loop) unschedule() {
-	if s := &l.scheduling; s.thread != 0 && !s.never {
+// end leaves the thread as others expect one.
+func (s *scheduling) end() {
+	if s.thread != 0 && !s.never {
 		setScheduler(s.thread, schedNormal)
 	}
 }

@@ -70,6 +70,7 @@ func (l *loop) stay() {
 	if l.tick-l.stayed >= int64(stayEach) {
 		l.stayed = l.tick
 		goyield()
+		l.scheduling.follow(l.tick)
 	}
 }
 
