@@ -34,7 +34,7 @@ type Access struct {
 }
 
 const (
-	shardBytes = 2 << 20 // of lines per shard, between two visits of the writer, or as many more as are made at a time
+	shardBytes = 8 << 20 // of lines per shard, between two visits of the writer, or as many more as are made at a time
 	together   = 32      // lines that are made at a time, fewer where their texts have
 	textBytes  = 8 << 10 // bytes by then
 	flushEach  = 250 * time.Millisecond

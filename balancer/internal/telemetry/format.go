@@ -181,13 +181,24 @@ var units = [10]uint64{1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9}
 func appendDigits(out []byte, n uint64, digits int) []byte {
 	end := len(out) + digits
 	out = append(out, "000000000"...)[:end]
-	for n > 0 {
+	for ; digits >= 3; digits -= 3 {
+		copy(out[end-3:end], triples[n%1000][:])
+		end, n = end-3, n/1000
+	}
+	for ; n > 0; n /= 10 {
 		end--
 		out[end] += byte(n % 10)
-		n /= 10
 	}
 	return out
 }
+
+// triples is three digits of everything below a thousand.
+var triples = func() (t [1000][3]byte) {
+	for i := range t {
+		t[i] = [3]byte{'0' + byte(i/100), '0' + byte(i/10%10), '0' + byte(i%10)}
+	}
+	return t
+}()
 
 // appendInt writes what strconv.AppendInt does, in place.
 func appendInt(out []byte, n int64) []byte {
