@@ -2,17 +2,9 @@ package netloop
 
 import (
 	"fmt"
-	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
-)
-
-// What x/sys does not name of linux/sched.h.
-const (
-	schedNormal      = 0
-	schedResetOnFork = 0x40000000
 )
 
 // When a loop changes how it is scheduled. Beside a process that computes, a loop that is kept from the processor waits for milliseconds
@@ -50,19 +42,24 @@ type turns struct {
 // follow takes the loop's policy along when the runtime has moved the loop to another thread. It runs where the loop does, between two
 // rounds, as schedule does.
 func (s *scheduling) follow(tick int64) {
-	thread := gettid()
+	thread := unix.Gettid()
 	if s.never || thread == s.thread {
 		return
 	}
+	now, ok := threadTurns()
 	if s.thread == 0 {
-		policy, err := schedulerOf(0)
-		s.never = err != nil || policy != schedNormal && policy != unix.SCHED_BATCH
+		policy, err := policyOf(0)
+		s.never = !ok || err != nil || policy != unix.SCHED_NORMAL && policy != unix.SCHED_BATCH
 		s.batch, s.penalty = true, firstTry
-	} else {
-		setScheduler(s.thread, schedNormal)
+	}
+	if !ok || s.never {
+		return
+	}
+	if s.thread != 0 {
+		setPolicy(s.thread, unix.SCHED_NORMAL)
 	}
 	s.thread = thread
-	s.begin(tick)
+	s.begin(tick, now)
 }
 
 // schedule looks how the loop's thread has fared.
@@ -70,27 +67,26 @@ func (s *scheduling) schedule(tick int64) {
 	if s.never || s.thread == 0 || tick-s.looked < int64(lookEach) {
 		return
 	}
-	now, _ := threadTurns()
+	now, ok := threadTurns()
+	if !ok {
+		return // no descriptor left for it
+	}
 	d := now.less(s.seen)
 	if s.rounds >= max(lookAfter, d.n/2) {
 		s.judge(tick, d)
 	} else if d.n < lookAfter {
 		return
 	}
-	s.begin(tick)
+	s.begin(tick, now)
 }
 
 // begin sets the policy, and begins to look. The policy is said again each time: another loop may have left this thread.
-func (s *scheduling) begin(tick int64) {
-	if s.never {
-		return
-	}
-	policy := schedNormal
+func (s *scheduling) begin(tick int64, now turns) {
+	policy := uint32(unix.SCHED_NORMAL)
 	if s.batch {
 		policy = unix.SCHED_BATCH
 	}
-	now, ok := threadTurns()
-	s.never = !ok || !setScheduler(0, policy)
+	s.never = !setPolicy(0, policy)
 	s.seen, s.looked, s.rounds = now, tick, 0
 }
 
@@ -111,7 +107,7 @@ func (s *scheduling) judge(tick int64, d turns) {
 // end leaves the thread as others expect one.
 func (s *scheduling) end() {
 	if s.thread != 0 && !s.never {
-		setScheduler(s.thread, schedNormal)
+		setPolicy(s.thread, unix.SCHED_NORMAL)
 	}
 }
 
@@ -119,7 +115,7 @@ func (t turns) less(than turns) turns {
 	return turns{t.ran - than.ran, t.waited - than.waited, t.n - than.n}
 }
 
-// threadTurns reads the turns of the calling thread. It says false where the kernel does not count them.
+// threadTurns reads the turns of the calling thread. It says false where it cannot: some kernels do not count them.
 func threadTurns() (t turns, ok bool) {
 	var b [96]byte
 	fd, err := unix.Open("/proc/thread-self/schedstat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -135,28 +131,22 @@ func threadTurns() (t turns, ok bool) {
 	return t, err == nil
 }
 
-func gettid() int {
-	tid, _, _ := syscall.RawSyscall(unix.SYS_GETTID, 0, 0, 0)
-	return int(tid)
+// policyOf is the policy of a thread, 0 being the calling one.
+func policyOf(thread int) (policy uint32, err error) {
+	attr, err := unix.SchedGetAttr(thread, 0)
+	if err != nil {
+		return 0, err
+	}
+	return attr.Policy, nil
 }
 
-func schedulerOf(thread int) (policy int, err error) {
-	r, _, e := syscall.RawSyscall(unix.SYS_SCHED_GETSCHEDULER, uintptr(thread), 0, 0)
-	if e != 0 {
-		return 0, e
+// setPolicy sets the policy of a thread and nothing else; threads and processes that come of it do not inherit it. It says false where it may
+// not.
+func setPolicy(thread int, policy uint32) bool {
+	attr, err := unix.SchedGetAttr(thread, 0)
+	if err != nil {
+		return false
 	}
-	return int(r) &^ schedResetOnFork, nil
-}
-
-// setScheduler sets a thread's policy; threads and processes that come of it do not inherit it, where that may be said: it
-// may not under systemd's RestrictRealtime.
-func setScheduler(thread, policy int) bool {
-	var priority int32
-	for _, policy := range [...]int{policy | schedResetOnFork, policy} {
-		_, _, e := syscall.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, uintptr(thread), uintptr(policy), uintptr(unsafe.Pointer(&priority)))
-		if e == 0 {
-			return true
-		}
-	}
-	return false
+	attr.Policy, attr.Flags = policy, unix.SCHED_FLAG_RESET_ON_FORK
+	return unix.SchedSetAttr(thread, attr, 0) == nil
 }

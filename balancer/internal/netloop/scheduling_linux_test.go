@@ -10,23 +10,24 @@ import (
 
 // A loop that has something to do is SCHED_BATCH, alone of its process' threads, and leaves its thread as it was.
 func TestScheduling(t *testing.T) {
-	const other = -1
-	policies := make(chan [2]int, 1) // thread, policy
+	type under struct {
+		thread int
+		policy uint32
+		err    error
+	}
+	threads := make(chan under, 1)
 	r := start(t, Options{Engine: Loops, Loops: 1}, func(c Conn) time.Duration {
 		var b [1]byte
 		if _, err := c.Read(b[:]); err != nil {
 			return 0
 		}
-		policy, err := schedulerOf(0)
-		if err != nil {
-			policy = other
-		}
-		policies <- [2]int{gettid(), policy}
+		policy, err := policyOf(0)
+		threads <- under{unix.Gettid(), policy, err}
 		c.Write(b[:])
 		return time.Minute
 	})
 	c := r.dial()
-	ask := func() (thread, policy int) {
+	ask := func() under {
 		t.Helper()
 		if _, err := c.Write([]byte("x")); err != nil {
 			t.Fatal(err)
@@ -34,20 +35,19 @@ func TestScheduling(t *testing.T) {
 		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
 			t.Fatal(err)
 		}
-		p := <-policies
-		return p[0], p[1]
+		return <-threads
 	}
-	thread, policy := ask()
-	for began := time.Now(); policy != unix.SCHED_BATCH; thread, policy = ask() {
-		if time.Since(began) > 10*time.Second {
-			t.Fatalf("the policy of the loop's thread is %d, and not SCHED_BATCH", policy)
+	now := ask()
+	for began := time.Now(); now.policy != unix.SCHED_BATCH; now = ask() {
+		if now.err != nil || time.Since(began) > 10*time.Second {
+			t.Fatalf("the policy of the loop's thread is %d, not SCHED_BATCH: %v", now.policy, now.err)
 		}
 	}
-	if policy, err := schedulerOf(unix.Getpid()); err != nil || policy != schedNormal && thread != unix.Getpid() {
+	if policy, err := policyOf(unix.Getpid()); err != nil || policy != unix.SCHED_NORMAL && now.thread != unix.Getpid() {
 		t.Errorf("the policy of the first thread is %d, %v", policy, err)
 	}
 	r.stop()
-	if policy, err := schedulerOf(thread); err != nil || policy != schedNormal {
+	if policy, err := policyOf(now.thread); err != nil || policy != unix.SCHED_NORMAL {
 		t.Errorf("the policy of the thread afterwards is %d, %v", policy, err)
 	}
 }
