@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -145,16 +144,13 @@ func (s *struck) restart() {
 	s.away.Add(1)
 }
 
-// freeAddresses are addresses that nobody has now. Nothing keeps others from them, but that nobody looks for any by number.
+// freeAddresses are different ones.
 func freeAddresses(t *testing.T, n int) (list []string) {
 	t.Helper()
-	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+	for len(list) < n {
+		if address := freeAddr(t); !slices.Contains(list, address) {
+			list = append(list, address)
 		}
-		defer ln.Close()
-		list = append(list, ln.Addr().String())
 	}
 	return list
 }

@@ -213,10 +213,11 @@ routes: [{name: a, service: s}]
 services: {s: {instances: [{address: %q}]}}
 `
 
-// latencies does n requests on eight connections.
+// latencies does n requests on eight connections, by a client whose name takes 2 KB of a log.
 func latencies(t *testing.T, address string, n int) (p99, longest time.Duration) {
 	t.Helper()
 	const connections = 8
+	agent := strings.Repeat("a client with some name ", 80)
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	var all []time.Duration
@@ -232,7 +233,7 @@ func latencies(t *testing.T, address string, n int) (p99, longest time.Duration)
 			for r := bufio.NewReader(c); len(mine) < n/connections; {
 				began := time.Now()
 				c.SetDeadline(began.Add(10 * time.Second))
-				io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: a client with some name\r\n\r\n")
+				io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: "+agent+"\r\n\r\n")
 				resp, err := http.ReadResponse(r, nil)
 				if err != nil {
 					t.Error(err)
@@ -256,7 +257,7 @@ func latencies(t *testing.T, address string, n int) (p99, longest time.Duration)
 
 // Nobody reads the log: no request waits for it, the lines that are lost are counted, and the daemon still does what it is told.
 func TestStuckLog(t *testing.T) {
-	const requests = 20_000
+	const requests = 20_000 // 40 MB of log
 	up := named(t, "ok")
 	file := filepath.Join(t.TempDir(), "access.log")
 	c := spawn(t, "serve", "-c", write(t, "rota.yaml", fmt.Sprintf(logConfig, file, up)))

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,15 +25,14 @@ import (
 	"github.com/rota-lb/rota/internal/etcdtest"
 )
 
-// freeAddr is an address on loopback that nobody has at present.
+// freeAddr is an address on loopback that nobody has at present, and that the kernel gives nobody.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freePort("127.0.0.1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 }
 
 // One daemon with etcd inside keeps what it holds over a restart, and moves to an etcd elsewhere by another line.
