@@ -144,7 +144,7 @@ func (s *struck) restart() {
 	s.away.Add(1)
 }
 
-// freeAddresses are different ones.
+// freeAddresses are such as freeAddr finds, all different.
 func freeAddresses(t *testing.T, n int) (list []string) {
 	t.Helper()
 	for len(list) < n {

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -37,16 +36,6 @@ func seenBy(t *testing.T, name string) (address string) {
 	}))
 	t.Cleanup(s.Close)
 	return s.Listener.Addr().String()
-}
-
-// unusedPort is a port of the loopback address that was free just now.
-func unusedPort(t *testing.T) int {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 const importedNginx = `
@@ -113,7 +102,11 @@ http {
 // instances: every request has to end the same way.
 func TestImportNginxAgrees(t *testing.T) {
 	nginx := lookPath(t, "nginx")
-	dir, port := t.TempDir(), unusedPort(t)
+	dir := t.TempDir()
+	port, err := freePort("127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
 	file := filepath.Join(dir, "nginx.conf")
 	text := fmt.Sprintf(importedNginx, port, seenBy(t, "shop"), seenBy(t, "cart"), seenBy(t, "api"))
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {

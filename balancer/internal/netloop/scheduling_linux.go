@@ -47,15 +47,13 @@ func (s *scheduling) follow(tick int64) {
 		return
 	}
 	now, ok := threadTurns()
-	if s.thread == 0 {
-		policy, err := policyOf(0)
-		s.never = !ok || err != nil || policy != unix.SCHED_NORMAL && policy != unix.SCHED_BATCH
-		s.batch, s.penalty = true, firstTry
-	}
-	if !ok || s.never {
+	if !ok {
+		s.never = s.thread == 0
 		return
 	}
-	if s.thread != 0 {
+	if s.thread == 0 {
+		s.batch, s.penalty = true, firstTry
+	} else {
 		setPolicy(s.thread, unix.SCHED_NORMAL)
 	}
 	s.thread = thread
@@ -131,20 +129,11 @@ func threadTurns() (t turns, ok bool) {
 	return t, err == nil
 }
 
-// policyOf is the policy of a thread, 0 being the calling one.
-func policyOf(thread int) (policy uint32, err error) {
-	attr, err := unix.SchedGetAttr(thread, 0)
-	if err != nil {
-		return 0, err
-	}
-	return attr.Policy, nil
-}
-
-// setPolicy sets the policy of a thread and nothing else; threads and processes that come of it do not inherit it. It says false where it may
-// not.
+// setPolicy sets the policy of a thread, 0 being the calling one, and nothing else; threads and processes that come of it do not inherit
+// it. It says false where it may not, or somebody has set one that is neither of ours.
 func setPolicy(thread int, policy uint32) bool {
 	attr, err := unix.SchedGetAttr(thread, 0)
-	if err != nil {
+	if err != nil || attr.Policy != unix.SCHED_NORMAL && attr.Policy != unix.SCHED_BATCH {
 		return false
 	}
 	attr.Policy, attr.Flags = policy, unix.SCHED_FLAG_RESET_ON_FORK

@@ -3,12 +3,21 @@ package netloop
 import (
 	"io"
 	"os"
+	"runtime"
 	"strconv"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+func policyOf(thread int) (uint32, error) {
+	attr, err := unix.SchedGetAttr(thread, 0)
+	if err != nil {
+		return 0, err
+	}
+	return attr.Policy, nil
+}
 
 // A loop is SCHED_BATCH, and leaves its threads as they were.
 func TestScheduling(t *testing.T) {
@@ -55,10 +64,40 @@ func TestScheduling(t *testing.T) {
 	}
 	for _, task := range tasks {
 		thread, _ := strconv.Atoi(task.Name())
-		if policy, err := policyOf(thread); err == nil && policy != unix.SCHED_NORMAL {
-			t.Errorf("thread %d is left with policy %d; the loop's was %d", thread, policy, now.thread)
+		if policy, err := policyOf(thread); err == nil && policy == unix.SCHED_BATCH {
+			t.Errorf("thread %d is left as SCHED_BATCH; the loop's was %d", thread, now.thread)
 		}
 	}
+}
+
+// A policy that somebody else has set stays.
+func TestForeignPolicy(t *testing.T) {
+	done := make(chan struct{})
+	go func() { // the thread ends with its goroutine
+		defer close(done)
+		runtime.LockOSThread()
+		attr, err := unix.SchedGetAttr(0, 0)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		attr.Policy = unix.SCHED_IDLE
+		if err := unix.SchedSetAttr(0, attr, 0); err != nil {
+			t.Log(err)
+			return
+		}
+		defer func() {
+			attr.Policy = unix.SCHED_NORMAL
+			unix.SchedSetAttr(0, attr, 0)
+		}()
+		if setPolicy(0, unix.SCHED_BATCH) {
+			t.Error("it was set")
+		}
+		if policy, err := policyOf(0); err != nil || policy != unix.SCHED_IDLE {
+			t.Errorf("the policy is %d, %v", policy, err)
+		}
+	}()
+	<-done
 }
 
 func TestJudge(t *testing.T) {
